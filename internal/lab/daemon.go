@@ -1,0 +1,127 @@
+package lab
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// ConfigFile is where the host's popgate is configured.
+const ConfigFile = "/etc/popgate/milter.yaml"
+
+// Daemon is the host's popgate, as `popgate serve`.
+type Daemon struct {
+	*Program
+	host *Host
+}
+
+// Popgate writes the configuration, starts popgate and waits until it is
+// ready. The test must have been started by WithDaemon.
+func (h *Host) Popgate(t testing.TB, config string) *Daemon {
+	t.Helper()
+	for _, path := range []string{filepath.Dir(ConfigFile), "/run/popgate", "/var/lib/popgate"} {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod("/var/lib/popgate", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{host: h}
+	d.Configure(t, config)
+	d.Start(t)
+	return d
+}
+
+// Configure writes another configuration file.
+func (d *Daemon) Configure(t testing.TB, config string) {
+	t.Helper()
+	if err := os.WriteFile(ConfigFile, []byte(config), 0o640); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Start starts popgate again after Stop or Kill.
+func (d *Daemon) Start(t testing.TB) {
+	t.Helper()
+	d.Program = d.host.start(t, daemonPath, "serve", "-c", ConfigFile)
+	if !d.Output.waits(0, "ready", d.gone) {
+		t.Fatalf("popgate did not say ready: %s", d.Output)
+	}
+}
+
+// Run runs a popgate command against the daemon and gives what it printed and
+// its exit code.
+func (d *Daemon) Run(t testing.TB, args ...string) (stdout string, code int) {
+	t.Helper()
+	cmd := exec.Command(daemonPath, append(args, "-c", ConfigFile)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if errs.Len() > 0 {
+		t.Logf("popgate %s: %s", strings.Join(args, " "), errs.String())
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+// Must runs a popgate command that must exit with 0.
+func (d *Daemon) Must(t testing.TB, args ...string) string {
+	t.Helper()
+	out, code := d.Run(t, args...)
+	if code != 0 {
+		t.Fatalf("popgate %s: exit %d: %s", strings.Join(args, " "), code, out)
+	}
+	return out
+}
+
+// Holds says whether popgate has a grant for a client, live or about to be
+// swept.
+func (d *Daemon) Holds(t testing.TB, client string) bool {
+	t.Helper()
+	return grantOf(t, d.Must(t, "list", "--json"), client)
+}
+
+// WaitGrant waits until popgate has a grant for a client. A test that wants
+// the race between a login and the first message doesn't call it.
+func (d *Daemon) WaitGrant(t testing.TB, client string) {
+	t.Helper()
+	Until(t, "popgate has a grant for "+client, func() bool { return d.Holds(t, client) })
+}
+
+// grantOf looks for a client in the JSON of `popgate list`, whether it is one
+// array or one object a line.
+func grantOf(t testing.TB, text, client string) bool {
+	t.Helper()
+	type grant struct {
+		Client string `json:"client"`
+	}
+	for dec := json.NewDecoder(strings.NewReader(text)); dec.More(); {
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			t.Fatalf("popgate list --json: %v in %q", err, text)
+		}
+		var many []grant
+		if json.Unmarshal(raw, &many) != nil {
+			var one grant
+			if err := json.Unmarshal(raw, &one); err != nil {
+				t.Fatalf("popgate list --json: %v in %q", err, text)
+			}
+			many = []grant{one}
+		}
+		for _, g := range many {
+			if g.Client == client {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,196 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// Host is the private host of one test. Its name is mx1.local.test.
+//
+// Clients may bind any address of 192.0.2.0/24, 198.51.100.0/24,
+// 203.0.113.0/24 and 2001:db8::/32: they are routed here but belong to no
+// interface, as a stranger's address would.
+type Host struct {
+	Remote *Sink // where mail for other sites ends
+	Local  *Sink // where mail for this site's users ends
+	Syslog *Syslog
+
+	logs []namedLog // shown when the test fails
+}
+
+type namedLog struct {
+	name string
+	text func() string
+}
+
+// keep has a log shown when the test fails.
+func (h *Host) keep(name string, text func() string) {
+	h.logs = append(h.logs, namedLog{name, text})
+}
+
+func (h *Host) dump(t *testing.T) {
+	for _, l := range h.logs {
+		text := l.text()
+		if n := len(text); n > 8000 {
+			text = "(cut) " + text[n-8000:]
+		}
+		t.Logf("--- %s ---\n%s", l.name, text)
+	}
+}
+
+// work holds what the lab itself needs on the private host.
+const work = "/run/lab"
+
+// newHost turns the namespaces this process was started in into a host.
+func newHost(t *testing.T, tree string) *Host {
+	t.Helper()
+	if os.Getpid() != 1 {
+		t.Fatal("lab: not process 1 of a namespace of its own")
+	}
+	if err := errors.Join(mounts(tree), accounts(), network()); err != nil {
+		t.Fatalf("lab: %v", err)
+	}
+	h := &Host{}
+	h.Remote = newSink(t, "127.0.0.1:2525")
+	h.Local = newSink(t, "127.0.0.1:2526")
+	h.Syslog = newSyslog(t, "mx1")
+	h.keep("/var/log/mail.log", h.Syslog.all.String)
+	return h
+}
+
+// mounts gives the host folders of its own. The unpacked packages lie over
+// /usr and /etc, so that everything is where an administrator has it.
+func mounts(tree string) error {
+	steps := []struct {
+		source, target, kind string
+		flags                uintptr
+		data                 string
+	}{
+		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE, ""},
+		{"proc", "/proc", "proc", 0, ""},
+		{"tmpfs", "/run", "tmpfs", 0, "mode=0755"},
+		{"overlay", "/usr", "overlay", 0, "lowerdir=" + tree + "/usr:/usr"},
+		{"overlay", "/etc", "overlay", 0, "lowerdir=" + tree + "/etc:/etc,upperdir=" + work + "/etc,workdir=" + work + "/etc.work"},
+		{"overlay", "/var", "overlay", 0, "lowerdir=/var,upperdir=" + work + "/var,workdir=" + work + "/var.work"},
+	}
+	for _, s := range steps {
+		if err := syscall.Mount(s.source, s.target, s.kind, s.flags, s.data); err != nil {
+			return fmt.Errorf("mount %s: %w", s.target, err)
+		}
+		if s.target != "/run" {
+			continue
+		}
+		for _, dir := range []string{"etc", "etc.work", "var", "var.work", "dev"} {
+			if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
+				return err
+			}
+		}
+		if err := bindDaemon(); err != nil {
+			return err
+		}
+	}
+	return devices()
+}
+
+// daemonPath is where the host has popgate.
+const daemonPath = "/run/lab/popgate"
+
+// bindDaemon makes the built daemon visible wherever its cache is; the caller
+// hides parts of the file system right after.
+func bindDaemon() error {
+	built := os.Getenv("POPGATE_LAB_DAEMON")
+	if built == "" {
+		return nil
+	}
+	if err := os.WriteFile(daemonPath, nil, 0o755); err != nil {
+		return err
+	}
+	return syscall.Mount(built, daemonPath, "", syscall.MS_BIND, "")
+}
+
+// devices gives the host a /dev in which /dev/log is free.
+func devices() error {
+	dev := filepath.Join(work, "dev")
+	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+		node := filepath.Join(dev, name)
+		if err := os.WriteFile(node, nil, 0o666); err != nil {
+			return err
+		}
+		if err := syscall.Mount("/dev/"+name, node, "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount /dev/%s: %w", name, err)
+		}
+	}
+	if err := os.Symlink("/proc/self/fd", filepath.Join(dev, "fd")); err != nil {
+		return err
+	}
+	if err := syscall.Mount(dev, "/dev", "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+		return fmt.Errorf("mount /dev: %w", err)
+	}
+	return nil
+}
+
+// The accounts of the packages, in a range no distribution hands out.
+const (
+	uidPostfix = 61001 + iota
+	gidPostdrop
+	uidDovecot
+	uidDovenull
+	uidVmail
+	uidPopgate
+)
+
+// accounts writes what the packages' installation would have written.
+func accounts() error {
+	var passwd, group strings.Builder
+	for _, a := range []struct {
+		name string
+		id   int
+	}{{"postfix", uidPostfix}, {"dovecot", uidDovecot}, {"dovenull", uidDovenull}, {"vmail", uidVmail}, {"popgate", uidPopgate}} {
+		fmt.Fprintf(&passwd, "%s:x:%d:%d::/nonexistent:/usr/sbin/nologin\n", a.name, a.id, a.id)
+		fmt.Fprintf(&group, "%s:x:%d:\n", a.name, a.id)
+	}
+	fmt.Fprintf(&group, "postdrop:x:%d:\n", gidPostdrop)
+	// First come, first found: a system Postfix's own lines don't matter.
+	return errors.Join(prepend("/etc/passwd", passwd.String()), prepend("/etc/group", group.String()),
+		os.WriteFile("/etc/nsswitch.conf", []byte("passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\naliases: files\n"), 0o644),
+		replace("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 mx1.local.test mx1\n"),
+		replace("/etc/resolv.conf", "nameserver 127.0.0.1\n"), // answers at once: nobody listens
+		syscall.Sethostname([]byte("mx1.local.test")))
+}
+
+func prepend(path, text string) error {
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return replace(path, text+string(old))
+}
+
+// replace writes a file anew, also where a container mounted the old one.
+func replace(path, text string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
+}
+
+// network brings up the loopback and routes the documentation networks to it.
+func network() error {
+	for _, args := range [][]string{
+		{"link", "set", "lo", "up"},
+		{"route", "add", "local", "192.0.2.0/24", "dev", "lo"},
+		{"route", "add", "local", "198.51.100.0/24", "dev", "lo"},
+		{"route", "add", "local", "203.0.113.0/24", "dev", "lo"},
+		{"-6", "route", "add", "local", "2001:db8::/32", "dev", "lo"},
+	} {
+		if _, err := command("ip", args...); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0o644)
+}

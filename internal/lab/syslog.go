@@ -1,0 +1,93 @@
+package lab
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"sync"
+	"testing"
+)
+
+// MailLog is the file into which the host's syslog writes.
+const MailLog = "/var/log/mail.log"
+
+// Syslog reads /dev/log and writes MailLog as rsyslog's traditional format
+// does: stamp, host, tag, message, control bytes as #ooo.
+type Syslog struct {
+	name string
+	all  *Log // everything since the start, whatever became of the file
+
+	mu   sync.Mutex
+	file *os.File
+}
+
+func newSyslog(t testing.TB, name string) *Syslog {
+	t.Helper()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: "/dev/log", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod("/dev/log", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	s := &Syslog{name: name, all: newLog()}
+	s.Reopen(t)
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return
+			}
+			s.write(rsyslogLine(buf[:n], name))
+		}
+	})
+	t.Cleanup(func() { conn.Close(); reader.Wait() })
+	return s
+}
+
+// Reopen goes on writing to MailLog by name, as a syslog daemon does on
+// SIGHUP after the log was rotated.
+func (s *Syslog) Reopen(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile(MailLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file != nil {
+		s.file.Close()
+	}
+	s.file = f
+}
+
+func (s *Syslog) write(line []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.file.Write(line)
+	s.all.Write(line)
+}
+
+var (
+	priority = regexp.MustCompile(`^<\d+>`)
+	stamp    = regexp.MustCompile(`^[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d `)
+)
+
+// rsyslogLine turns a datagram of syslog(3) into a line of the file.
+func rsyslogLine(datagram []byte, host string) []byte {
+	text := bytes.TrimRight(datagram[len(priority.Find(datagram)):], "\x00\n")
+	head := stamp.Find(text)
+	line := append(bytes.Clone(head), host+" "...)
+	for _, c := range text[len(head):] {
+		if c < ' ' || c == 0x7f {
+			line = fmt.Appendf(line, "#%03o", c)
+		} else {
+			line = append(line, c)
+		}
+	}
+	return append(line, '\n')
+}
