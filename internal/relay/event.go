@@ -58,6 +58,7 @@ type Event struct {
 	Service Service
 	Session string    // pairs a logout with its login inside one source; empty: none known
 	Time    time.Time // the login's own time, already resolved; never after the arrival by more than the clock of the log allows
+	Live    bool      // read as it was written, not in a replay of older lines
 	Zoned   bool      // the stamp carried a zone, so Time is exact and a future one is a lie
 	Source  string    // name of the source, as in status
 	Format  string    // name of the format, as in the configuration

@@ -35,11 +35,8 @@ func (g *Grant) Covers(client netip.Addr) bool {
 	if g.Client == client {
 		return true
 	}
-	if g.Client.BitLen() != client.BitLen() {
-		return false
-	}
-	p, err := g.Client.Prefix(int(g.Prefix))
-	return err == nil && p.Contains(client)
+	// Not only the prefix: two addresses may share one and still be strangers.
+	return g.Client.Is6() && client.Is6() && g.Prefix < 128 && KeyOf(client, int(g.Prefix)) == g.Key()
 }
 
 // Live says whether the grant still counts: it ends at the earlier of the wall

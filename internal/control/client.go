@@ -1,0 +1,152 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+)
+
+// ErrUnreachable is returned when no daemon answers on the socket.
+var ErrUnreachable = errors.New("daemon not reachable")
+
+// ErrNotFound is returned when what was asked for is not there.
+var ErrNotFound = errors.New("not found")
+
+// ErrRejected is returned when the daemon understood and would not do it; its
+// text says why.
+var ErrRejected = errors.New("rejected")
+
+// Client talks to the daemon's control socket.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// NewClient makes a client of the control socket at the path.
+func NewClient(path string) *Client {
+	c := &Client{path: path}
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
+		},
+	}
+	return c
+}
+
+// Ask asks what the daemon would answer now.
+func (c *Client) Ask(ctx context.Context, q AskRequest) (a AskAnswer, err error) {
+	return a, c.call(ctx, "POST", "/ask", q, &a)
+}
+
+// Show gives the client's grant, or ErrNotFound.
+func (c *Client) Show(ctx context.Context, client netip.Addr) (g Grant, err error) {
+	return g, c.call(ctx, "GET", "/show?client="+url.QueryEscape(client.String()), nil, &g)
+}
+
+// Grant makes an operator's grant.
+func (c *Client) Grant(ctx context.Context, q GrantRequest) (g Grant, err error) {
+	return g, c.call(ctx, "POST", "/grant", q, &g)
+}
+
+// Revoke takes grants away.
+func (c *Client) Revoke(ctx context.Context, q RevokeRequest) (a RevokeAnswer, err error) {
+	return a, c.call(ctx, "POST", "/revoke", q, &a)
+}
+
+// Status asks for the daemon's health.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.call(ctx, "GET", "/status", nil, &s)
+}
+
+// Reload makes the daemon read its configuration anew and waits for the
+// verdict.
+func (c *Client) Reload(ctx context.Context) (a ReloadAnswer, err error) {
+	return a, c.call(ctx, "POST", "/reload", nil, &a)
+}
+
+// List calls each for every grant, next to expire first, until it answers an
+// error.
+func (c *Client) List(ctx context.Context, each func(Grant) error) error {
+	resp, err := c.send(ctx, "GET", "/list", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	for d := json.NewDecoder(resp.Body); ; {
+		var g Grant
+		if err := d.Decode(&g); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("control socket %s: the list broke off: %w", c.path, err)
+		}
+		if err := each(g); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.send(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("control socket %s: answer not understood, is the daemon of another version? %w", c.path, err)
+	}
+	return nil
+}
+
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://popgate"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var netErr *net.OpError
+		if errors.As(err, &netErr) {
+			err = netErr.Err
+		}
+		return nil, fmt.Errorf("control socket %s: %w: %w; is popgate serve running, and may this user connect?", c.path, ErrUnreachable, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	var e errorAnswer
+	if json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e) != nil || e.Error == "" {
+		e.Error = resp.Status
+	}
+	kind := ErrRejected
+	if resp.StatusCode == http.StatusNotFound {
+		kind = ErrNotFound
+	}
+	return nil, &told{kind, e.Error}
+}
+
+// told is the daemon's own error text, with the kind for errors.Is.
+type told struct {
+	kind error
+	text string
+}
+
+func (t *told) Error() string { return t.text }
+func (t *told) Unwrap() error { return t.kind }

@@ -1,0 +1,255 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/user"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Access says who may use the socket beyond root and the daemon's own user.
+type Access struct {
+	ReadGroup int // group id whose members may read; -1: none
+}
+
+const (
+	maxBody      = 64 << 10
+	writeTimeout = 30 * time.Second
+)
+
+type peerKey struct{}
+
+// peer is who is at the other end, by the kernel's word.
+type peer struct {
+	uid, gid uint32
+	ok       bool
+}
+
+// Serve answers on ln until ctx ends.
+func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
+	s := &server{daemon: d, access: a}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /ask", s.read(s.ask))
+	mux.HandleFunc("GET /list", s.read(s.list))
+	mux.HandleFunc("GET /show", s.read(s.show))
+	mux.HandleFunc("GET /status", s.read(s.status))
+	mux.HandleFunc("POST /grant", s.write(s.grant))
+	mux.HandleFunc("POST /revoke", s.write(s.revoke))
+	mux.HandleFunc("POST /reload", s.write(s.reload))
+	srv := &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       10 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          nil,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peerOf(c))
+		},
+	}
+	stop := context.AfterFunc(ctx, func() {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(end) != nil {
+			srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("control socket %s: %w", ln.Addr(), err)
+	}
+	return nil
+}
+
+func peerOf(c net.Conn) peer {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return peer{}
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return peer{}
+	}
+	var p peer
+	raw.Control(func(fd uintptr) {
+		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+			p = peer{cred.Uid, cred.Gid, true}
+		}
+	})
+	return p
+}
+
+type server struct {
+	daemon Daemon
+	access Access
+}
+
+func (s *server) mayWrite(p peer) bool {
+	return p.ok && (p.uid == 0 || int(p.uid) == os.Geteuid())
+}
+
+func (s *server) mayRead(p peer) bool {
+	if s.mayWrite(p) {
+		return true
+	}
+	if !p.ok || s.access.ReadGroup < 0 {
+		return false
+	}
+	if int(p.gid) == s.access.ReadGroup {
+		return true
+	}
+	u, err := user.LookupId(strconv.Itoa(int(p.uid)))
+	if err != nil {
+		return false
+	}
+	groups, err := u.GroupIds()
+	return err == nil && slices.Contains(groups, strconv.Itoa(s.access.ReadGroup))
+}
+
+func (s *server) read(h http.HandlerFunc) http.HandlerFunc  { return guard(s.mayRead, h) }
+func (s *server) write(h http.HandlerFunc) http.HandlerFunc { return guard(s.mayWrite, h) }
+
+func guard(may func(peer) bool, h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		p, _ := r.Context().Value(peerKey{}).(peer)
+		if !may(p) {
+			fail(w, http.StatusForbidden, errors.New("not permitted for this user: root and popgate's own user may do all, members of listen.control_group may read"))
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		h(w, r)
+	}
+}
+
+type errorAnswer struct {
+	Error string `json:"error"`
+}
+
+func fail(w http.ResponseWriter, code int, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(errorAnswer{err.Error()})
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v)
+}
+
+// decode reads a request strictly: what the daemon doesn't know it must not
+// pass over in silence.
+func decode[T any](w http.ResponseWriter, r *http.Request) (v T, ok bool) {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&v); err != nil {
+		fail(w, http.StatusBadRequest, fmt.Errorf("request: %w", err))
+		return v, false
+	}
+	return v, true
+}
+
+func (s *server) ask(w http.ResponseWriter, r *http.Request) {
+	q, ok := decode[AskRequest](w, r)
+	if !ok {
+		return
+	}
+	a, err := s.daemon.Ask(r.Context(), q)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	answer(w, a)
+}
+
+// list streams one grant a line, so that a million of them are never one
+// answer in memory. A reader that stops reading is cut off after a while.
+func (s *server) list(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := http.NewResponseController(w)
+	buf := bufio.NewWriterSize(w, 32<<10)
+	enc := json.NewEncoder(buf)
+	for i, g := range s.daemon.Grants() {
+		if i%1024 == 0 {
+			out.SetWriteDeadline(time.Now().Add(writeTimeout))
+			if r.Context().Err() != nil {
+				return
+			}
+		}
+		if enc.Encode(FromGrant(g)) != nil {
+			return
+		}
+	}
+	buf.Flush()
+}
+
+func (s *server) show(w http.ResponseWriter, r *http.Request) {
+	client, err := netip.ParseAddr(r.URL.Query().Get("client"))
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	g, ok := s.daemon.Show(client)
+	if !ok {
+		fail(w, http.StatusNotFound, fmt.Errorf("%s has no grant", client))
+		return
+	}
+	answer(w, FromGrant(g))
+}
+
+func (s *server) status(w http.ResponseWriter, _ *http.Request) { answer(w, s.daemon.Status()) }
+
+func (s *server) grant(w http.ResponseWriter, r *http.Request) {
+	q, ok := decode[GrantRequest](w, r)
+	if !ok {
+		return
+	}
+	g, err := s.daemon.Grant(r.Context(), q)
+	if err != nil {
+		fail(w, http.StatusConflict, err)
+		return
+	}
+	answer(w, FromGrant(g))
+}
+
+func (s *server) revoke(w http.ResponseWriter, r *http.Request) {
+	q, ok := decode[RevokeRequest](w, r)
+	if !ok {
+		return
+	}
+	taken, err := s.daemon.Revoke(r.Context(), q)
+	if err != nil {
+		fail(w, http.StatusConflict, err)
+		return
+	}
+	a := RevokeAnswer{Revoked: []Grant{}}
+	for _, g := range taken {
+		a.Revoked = append(a.Revoked, FromGrant(g))
+	}
+	answer(w, a)
+}
+
+// ReloadAnswer says what the operator should know about a reload that worked.
+type ReloadAnswer struct {
+	Notes []string `json:"notes,omitempty"`
+}
+
+func (s *server) reload(w http.ResponseWriter, r *http.Request) {
+	notes, err := s.daemon.Reload(r.Context())
+	if err != nil {
+		fail(w, http.StatusUnprocessableEntity, err)
+		return
+	}
+	answer(w, ReloadAnswer{notes})
+}

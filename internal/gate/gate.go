@@ -1,0 +1,217 @@
+// Package gate answers one question from end to end: may this client send to
+// this recipient, now? It looks up the grant, knows whether a login may have
+// been missed, lets a client wait a moment for its login line, counts, and
+// hands every decision to whoever writes it down. What the answer means is
+// relay.Decide's; no door has a rule of its own.
+//
+// Judge never blocks but to wait for a login, for at most wait_for_login.
+package gate
+
+import (
+	"context"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+// Store is where grants are looked up. Look-up is local and never blocks; an
+// error means that this copy may be stale, and what it gives still counts.
+type Store interface {
+	Lookup(relay.Key) (relay.Grant, error)
+}
+
+// Ledger says what look-up can't: whether a grant is still allowed, and
+// whether new ones had to be turned away.
+type Ledger interface {
+	Allows(*relay.Rules, *relay.Grant, netip.Addr) bool
+	Full(relay.Now) bool
+}
+
+// Domains asks tables that can be asked but not listed whether a domain is one
+// of the site's own.
+type Domains interface {
+	Ask(ctx context.Context, domain string) relay.Match
+}
+
+// Options are what a gate is made from.
+type Options struct {
+	Store   Store
+	Ledger  Ledger
+	Rules   *relay.Rules
+	Domains Domains // nil: nothing to ask
+	Now     func() relay.Now
+	// Record is handed every decision made for a door; it must not block.
+	Record func(Record)
+}
+
+// Record is one decision as it is logged and watched. Its strings are the
+// query's own.
+type Record struct {
+	At       time.Time
+	Took     time.Duration // with waiting
+	Waited   bool
+	Decision relay.Decision
+	Whose    relay.Recipient
+	Client   netip.Addr
+	Rcpt     string
+	Sender   string
+	Queue    string
+	Door     string
+}
+
+// Gate is safe for use by many goroutines.
+type Gate struct {
+	store   Store
+	ledger  Ledger
+	domains Domains
+	now     func() relay.Now
+	record  func(Record)
+	rules   atomic.Pointer[generation]
+	waiting waiting
+	sources readiness
+	counts  [3][relay.Reasons]atomic.Uint64
+}
+
+type generation struct {
+	rules *relay.Rules
+	n     uint64
+}
+
+// New makes a gate. Until Sources is called it knows of no source and so
+// misses no login.
+func New(o Options) *Gate {
+	g := &Gate{store: o.Store, ledger: o.Ledger, domains: o.Domains, now: o.Now, record: o.Record}
+	if g.record == nil {
+		g.record = func(Record) {}
+	}
+	g.rules.Store(&generation{o.Rules, 1})
+	g.waiting.init()
+	return g
+}
+
+// SetRules swaps the rules under every question at once.
+func (g *Gate) SetRules(r *relay.Rules) {
+	g.rules.Store(&generation{r, g.rules.Load().n + 1})
+}
+
+// Rules gives the rules in force.
+func (g *Gate) Rules() *relay.Rules { return g.rules.Load().rules }
+
+// Generation changes with the rules, so that a door may keep what it made of
+// them until then.
+func (g *Gate) Generation() uint64 { return g.rules.Load().n }
+
+// Reply gives what a client is told about a decision.
+func (g *Gate) Reply(d relay.Decision, client netip.Addr) relay.Reply {
+	return g.Rules().Reply(d, client)
+}
+
+// Judge decides one recipient. ctx ends when the door has no use for the
+// answer any more; a wait then ends at once.
+func (g *Gate) Judge(ctx context.Context, q *relay.Query) relay.Decision {
+	e := g.explain(ctx, q)
+	g.counts[e.Decision.Verdict][e.Decision.Reason].Add(1)
+	g.record(Record{
+		At: e.At, Took: time.Duration(g.now().Mono - e.began), Waited: e.waited, Decision: e.Decision, Whose: e.Recipient,
+		Client: e.Client, Rcpt: q.Rcpt, Sender: q.Sender, Queue: q.Queue, Door: q.Door,
+	})
+	return e.Decision
+}
+
+// Explanation is a decision with what led to it.
+type Explanation struct {
+	Decision  relay.Decision
+	Recipient relay.Recipient
+	Client    netip.Addr
+	Grant     relay.Grant // what the store had; Prefix 0: nothing
+	Reply     relay.Reply
+	At        time.Time
+	began     time.Duration
+	waited    bool
+}
+
+// Explain answers as Judge would at this moment, without waiting, counting,
+// recording, or using up any limit.
+func (g *Gate) Explain(ctx context.Context, q *relay.Query) Explanation {
+	dry := *q
+	dry.Waits = nil
+	e := g.explain(ctx, &dry)
+	e.Reply = g.Reply(e.Decision, e.Client)
+	return e
+}
+
+func (g *Gate) explain(ctx context.Context, q *relay.Query) Explanation {
+	r := g.Rules()
+	now := g.now()
+	f := relay.Facts{Client: q.ClientAddress(), Now: now}
+	f.Authenticated = r.TrustAuthenticated && q.Authenticated()
+	f.Trusted = r.Trusts(f.Client)
+	f.Recipient = g.whose(ctx, r, q)
+	e := Explanation{Recipient: f.Recipient, Client: f.Client, At: now.Wall, began: now.Mono}
+	if f.Recipient != relay.Local && f.Client.IsValid() && !f.Authenticated && !f.Trusted {
+		g.lookup(r, &f)
+		if d := relay.Decide(&f); d.Verdict == relay.Refuse && q.Waits != nil && r.WaitForLogin > 0 {
+			e.waited = g.wait(ctx, r, q, &f)
+		}
+	}
+	e.Decision, e.Grant = relay.Decide(&f), f.Grant
+	return e
+}
+
+// lookup brings what is known about the client's grant, and whether more may
+// be missing than is known.
+func (g *Gate) lookup(r *relay.Rules, f *relay.Facts) {
+	grant, err := g.store.Lookup(relay.KeyOf(f.Client, r.IPv6Prefix))
+	f.Grant = grant
+	f.Allowed = grant.Prefix != 0 && g.ledger.Allows(r, &grant, f.Client)
+	switch {
+	case err != nil:
+		f.Blind = relay.ReasonStoreError
+	case g.sources.blind(f.Now, r.GrantTTL):
+		f.Blind = relay.ReasonNotReady
+	case g.ledger.Full(f.Now):
+		f.Blind = relay.ReasonFull
+	default:
+		f.Blind = relay.ReasonNone
+	}
+}
+
+// whose asks the rules, and then the tables that can only be asked.
+func (g *Gate) whose(ctx context.Context, r *relay.Rules, q *relay.Query) relay.Recipient {
+	res := relay.Resolution{MTA: r.Kind(q.Version), Mailer: q.Mailer, Host: q.Host, Addr: q.Addr}
+	whose := r.Whose(q.Rcpt, &res)
+	if whose == relay.Local || g.domains == nil {
+		return whose
+	}
+	address := q.Rcpt
+	if q.Addr != "" {
+		address = q.Addr
+	}
+	domain, ok := relay.Strict(address)
+	if !ok {
+		return whose
+	}
+	switch g.domains.Ask(ctx, domain) {
+	case relay.DomainFound, relay.DomainWritten:
+		return relay.Local
+	case relay.DomainUnsure, relay.DomainVanished:
+		return relay.Unsure
+	default:
+		return whose
+	}
+}
+
+// Counts gives how often each answer was given since the start, without ask.
+func (g *Gate) Counts() map[relay.Decision]uint64 {
+	out := map[relay.Decision]uint64{}
+	for v := range g.counts {
+		for r := range g.counts[v] {
+			if n := g.counts[v][r].Load(); n > 0 {
+				out[relay.Decision{Verdict: relay.Verdict(v), Reason: relay.Reason(r)}] = n
+			}
+		}
+	}
+	return out
+}

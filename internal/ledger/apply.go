@@ -1,0 +1,391 @@
+package ledger
+
+import (
+	"encoding/hex"
+	"maps"
+	"slices"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+// operatorSource is the source of an operator's grants. No configured source
+// can have this name: theirs carry a type and a colon.
+const operatorSource = "operator"
+
+// sessionRef names a session: ids are only unique inside one source.
+type sessionRef struct{ source, id string }
+
+// holds are the facts about one key beyond its last login: the store keeps
+// only what follows from all of them.
+type holds struct {
+	last     relay.Grant // the key's last login, revoked or not; Expires is the login's own
+	sessions map[sessionRef]*session
+}
+
+// session is a login that may hold its grant until it ends. An operator's
+// grant is kept as one too, so that a later, shorter login can't displace it.
+type session struct {
+	grant    relay.Grant
+	ceiling  time.Time
+	deadline time.Duration // the ceiling on the clock that only runs forward
+	ended    bool
+	end      time.Time     // meaningful when ended
+	endMono  time.Duration // the same
+}
+
+func (s *session) endDeadline() time.Duration {
+	if s.ended {
+		return s.endMono
+	}
+	return s.deadline
+}
+
+// closing is a session's end that is remembered, so that its login, read again
+// or read late, doesn't open it anew.
+type closing struct{ at, until time.Time }
+
+// apply makes a change part of the state and gives back the grants a
+// revocation took away. It is the one place where state changes; it is
+// idempotent, and the order of changes doesn't matter.
+func (l *Ledger) apply(c *relay.Change, now relay.Now) []relay.Grant {
+	switch c.Kind {
+	case relay.ChangeGrant:
+		l.applyGrant(c, now)
+	case relay.ChangeClose:
+		l.applyClose(c, now)
+	case relay.ChangeRevoke:
+		return l.applyRevoke(c, now)
+	}
+	return nil
+}
+
+func (l *Ledger) applyGrant(c *relay.Change, now relay.Now) {
+	g := c.Grant
+	g.Deadline = now.Mono + max(0, min(g.Expires.Sub(now.Wall), g.Expires.Sub(g.Login)))
+	key := g.Key()
+	h := l.held[key]
+	if !c.Ceiling.IsZero() {
+		h = l.addSession(key, h, c, &g, now)
+	}
+	last, known := l.last(key, h)
+	if !known || g.Newer(&last) {
+		l.setLast(key, h, g, now)
+	}
+	l.settle(key, now)
+}
+
+// last gives the key's last login, which may be one that was revoked.
+func (l *Ledger) last(key relay.Key, h *holds) (relay.Grant, bool) {
+	if h != nil {
+		return h.last, h.last.Prefix != 0
+	}
+	if d, ok := l.dead[key]; ok {
+		return d.grant, true
+	}
+	return l.store.Get(key)
+}
+
+func (l *Ledger) setLast(key relay.Key, h *holds, g relay.Grant, now relay.Now) {
+	delete(l.dead, key)
+	switch {
+	case h != nil:
+		h.last = g
+	case l.revocations.covers(&g):
+		l.bury(key, g, now)
+	default:
+		l.put(key, g)
+	}
+}
+
+// bury remembers a revoked last login, so that an older one that arrives later
+// stays displaced by it.
+func (l *Ledger) bury(key relay.Key, g relay.Grant, now relay.Now) {
+	l.remove(key)
+	if len(l.dead) < l.rules.MaxGrants {
+		l.dead[key] = deadGrant{g, max(now.Mono, g.Deadline) + keepExpired}
+	}
+}
+
+func (l *Ledger) addSession(key relay.Key, h *holds, c *relay.Change, g *relay.Grant, now relay.Now) *holds {
+	ref := refOf(g, key)
+	if s, ok := l.sessions[ref]; ok {
+		if !g.Newer(&s.grant) {
+			return h
+		}
+		// The id is used anew, perhaps from another address: the later wins.
+		l.dropSession(ref, s, now)
+		h = l.held[key]
+	}
+	if len(l.sessions) >= MaxSessions {
+		return h // holds nothing: it grants less
+	}
+	s := &session{grant: *g, ceiling: c.Ceiling}
+	s.deadline = now.Mono + max(0, min(c.Ceiling.Sub(now.Wall), c.Ceiling.Sub(g.Login)))
+	if !g.Operator {
+		l.paired[pairing{g.Source, g.Format, g.Service}] = true
+	}
+	if h == nil {
+		h = &holds{sessions: map[sessionRef]*session{}}
+		if last, ok := l.last(key, nil); ok {
+			h.last = last
+		}
+		delete(l.dead, key)
+		l.held[key] = h
+	}
+	h.sessions[ref] = s
+	l.sessions[ref] = s
+	l.closeIfKnown(ref, s, now)
+	return h
+}
+
+func refOf(g *relay.Grant, key relay.Key) sessionRef {
+	if g.Operator {
+		return sessionRef{operatorSource, hex.EncodeToString(key[:])}
+	}
+	return sessionRef{g.Source, g.Session}
+}
+
+func (l *Ledger) applyClose(c *relay.Change, now relay.Now) {
+	ref := sessionRef{c.Source, c.Session}
+	if was, ok := l.closed[ref]; !ok || c.At.Before(was.at) {
+		if ok || len(l.closed) < MaxClosed {
+			l.closed[ref] = closing{c.At, later(c.Until, was.until)}
+		} else {
+			// An end that can't be remembered could be undone by its login's
+			// return: until the source has shown itself again nothing holds.
+			clear(l.paired)
+		}
+	}
+	if s, ok := l.sessions[ref]; ok {
+		l.closeAt(s, c.At, now)
+		l.settle(s.grant.Key(), now)
+	}
+}
+
+func (l *Ledger) closeIfKnown(ref sessionRef, s *session, now relay.Now) {
+	if c, ok := l.closed[ref]; ok {
+		l.closeAt(s, c.at, now)
+	}
+}
+
+// closeAt ends a session: the grant ends one ttl after the login or the end of
+// the session, whichever is later, but not after the ceiling. An earlier end
+// wins over a later one.
+func (l *Ledger) closeAt(s *session, at time.Time, now relay.Now) {
+	ttl := s.grant.Expires.Sub(s.grant.Login)
+	end := earlier(s.ceiling, later(s.grant.Expires, at.Add(ttl)))
+	if s.ended && !end.Before(s.end) {
+		return
+	}
+	since := max(0, now.Wall.Sub(at))
+	endMono := min(s.deadline, max(s.grant.Deadline, now.Mono-since+ttl))
+	if s.ended {
+		endMono = min(endMono, s.endMono)
+	}
+	s.ended, s.end, s.endMono = true, end, endMono
+}
+
+func (l *Ledger) applyRevoke(c *relay.Change, now relay.Now) []relay.Grant {
+	r := c.Revocation
+	if !l.revocations.add(r) {
+		return nil
+	}
+	var keys []relay.Key
+	var taken []relay.Grant
+	for k, g := range l.store.All() {
+		if r.Covers(&g) {
+			keys = append(keys, k)
+			if g.Live(now) {
+				taken = append(taken, g)
+			}
+		}
+	}
+	// A key whose effective grant is another's may hold a covered fact.
+	for k, h := range l.held {
+		if r.Covers(&h.last) || h.anyCovered(&r) {
+			keys = append(keys, k)
+		}
+	}
+	for _, k := range keys {
+		if h := l.held[k]; h == nil {
+			if g, ok := l.store.Get(k); ok && r.Covers(&g) {
+				l.bury(k, g, now)
+			}
+			continue
+		}
+		l.settle(k, now)
+	}
+	return taken
+}
+
+func (h *holds) anyCovered(r *relay.Revocation) bool {
+	for _, s := range h.sessions {
+		if r.Covers(&s.grant) {
+			return true
+		}
+	}
+	return false
+}
+
+// settle writes into the store what follows from all facts of a key that has
+// more than its last login: of those no revocation covers, the one that ends
+// last.
+func (l *Ledger) settle(key relay.Key, now relay.Now) {
+	h := l.held[key]
+	if h == nil {
+		return
+	}
+	var best relay.Grant
+	consider := func(g relay.Grant) {
+		if best.Prefix == 0 || g.Expires.After(best.Expires) || g.Expires.Equal(best.Expires) && g.Newer(&best) {
+			best = g
+		}
+	}
+	if g := h.last; g.Prefix != 0 && !l.revocations.covers(&g) {
+		consider(g)
+	}
+	for _, s := range h.sessions {
+		g := s.grant
+		if l.revocations.covers(&g) {
+			continue
+		}
+		switch {
+		case s.ended:
+			g.Expires, g.Deadline = s.end, s.endMono
+		default:
+			g.Expires, g.Deadline, g.Open = s.ceiling, s.deadline, !g.Operator
+		}
+		consider(g)
+	}
+	if best.Prefix == 0 {
+		l.remove(key)
+		return
+	}
+	l.put(key, best)
+}
+
+// dropSession forgets a session that no longer holds anything.
+func (l *Ledger) dropSession(ref sessionRef, s *session, now relay.Now) {
+	delete(l.sessions, ref)
+	key := s.grant.Key()
+	h := l.held[key]
+	if h == nil {
+		return
+	}
+	delete(h.sessions, ref)
+	l.settle(key, now)
+	if len(h.sessions) > 0 {
+		return
+	}
+	delete(l.held, key)
+	if g := h.last; g.Prefix != 0 && l.revocations.covers(&g) {
+		l.bury(key, g, now)
+	}
+}
+
+// logout ends a session. Its end is remembered even when no login of it is
+// held: the login may be read after it, or once more.
+func (l *Ledger) logout(ev *relay.Event, now relay.Now) Outcome {
+	if ev.Session == "" || l.rules.HoldOpenLogins <= 0 {
+		return Ignored
+	}
+	ref := sessionRef{ev.Source, ev.Session}
+	if l.seen.take(ref) {
+		l.paired[pairing{ev.Source, ev.Format, ev.Service}] = true
+	}
+	_, held := l.sessions[ref]
+	l.closeSession(ref, earlier(ev.Time, now.Wall), now)
+	if held {
+		return Closed
+	}
+	return Ignored
+}
+
+// closeSession makes and applies the change that ends a session. Its end needs
+// no longer memory than a ttl: an older login opens no session anyway.
+func (l *Ledger) closeSession(ref sessionRef, at time.Time, now relay.Now) {
+	at = wall(at)
+	c := relay.Change{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id, At: at,
+		Until: later(at, wall(now.Wall)).Add(l.rules.GrantTTL + keepExpired)}
+	l.apply(&c, now)
+	l.feed(relay.Batch{Changes: []relay.Change{c}})
+}
+
+// endHolds ends every open session of a source: its logouts may have been
+// missed, or the server that held them is gone.
+func (l *Ledger) endHolds(source string, at time.Time, now relay.Now) {
+	for _, ref := range slices.Collect(maps.Keys(l.sessions)) {
+		if s := l.sessions[ref]; ref.source == source && !s.ended {
+			l.closeSession(ref, at, now)
+		}
+	}
+	l.seen.clear()
+}
+
+// put, remove and forget keep the store and the indexes of the bounds together.
+func (l *Ledger) put(key relay.Key, g relay.Grant) {
+	before, known := l.store.Get(key)
+	same := known && before.Operator == g.Operator && before.User == g.User
+	if known && !same {
+		l.unindex(&before)
+	}
+	l.store.Put(key, g)
+	if !same {
+		l.index(key, &g)
+	}
+}
+
+func (l *Ledger) remove(key relay.Key) {
+	if g, ok := l.store.Get(key); ok {
+		l.unindex(&g)
+		l.store.Delete(key)
+	}
+}
+
+// forget removes a key with all its facts.
+func (l *Ledger) forget(key relay.Key) {
+	l.remove(key)
+	if h := l.held[key]; h != nil {
+		for ref := range h.sessions {
+			delete(l.sessions, ref)
+		}
+		delete(l.held, key)
+	}
+}
+
+// shorten fits a grant made under longer times to the present rules.
+func (l *Ledger) shorten(key relay.Key, now relay.Now) {
+	cut := func(g *relay.Grant) {
+		if g.Operator {
+			return
+		}
+		if end := g.Login.Add(l.rules.GrantTTL); end.Before(g.Expires) {
+			g.Deadline -= g.Expires.Sub(end)
+			g.Expires = end
+		}
+	}
+	h := l.held[key]
+	if h == nil {
+		if g, ok := l.store.Get(key); ok {
+			cut(&g)
+			l.put(key, g)
+		}
+		return
+	}
+	cut(&h.last)
+	for _, s := range h.sessions {
+		if s.grant.Operator {
+			continue
+		}
+		cut(&s.grant)
+		if end := s.grant.Login.Add(max(l.rules.HoldOpenLogins, l.rules.GrantTTL)); end.Before(s.ceiling) {
+			s.deadline -= s.ceiling.Sub(end)
+			s.ceiling = end
+		}
+		if s.ended && s.ceiling.Before(s.end) {
+			s.end, s.endMono = s.ceiling, min(s.endMono, s.deadline)
+		}
+	}
+	l.settle(key, now)
+}

@@ -1,0 +1,200 @@
+package ledger
+
+import (
+	"popgate/internal/relay"
+)
+
+// bounded counts the grants of each owner (a user, a network) and knows about
+// how old they are: a queue an owner, oldest login first, whose stale places
+// are skipped when they come to the front.
+type bounded[K comparable] struct{ owners map[K]*queue }
+
+type queue struct {
+	count int // grants in the store
+	keys  []place
+}
+
+type place struct {
+	key   relay.Key
+	login int64 // Unix nanoseconds of the login that queued it
+}
+
+func newBounded[K comparable]() *bounded[K] { return &bounded[K]{map[K]*queue{}} }
+
+func (b *bounded[K]) count(k K) int {
+	if q := b.owners[k]; q != nil {
+		return q.count
+	}
+	return 0
+}
+
+func (b *bounded[K]) add(k K, key relay.Key, login int64) {
+	q := b.owners[k]
+	if q == nil {
+		q = &queue{}
+		b.owners[k] = q
+	}
+	q.count++
+	q.keys = append(q.keys, place{key, login})
+}
+
+// remove takes one grant off the owner's count. Its place in the queue goes
+// stale and is dropped when it is met, or when the stale ones outnumber the
+// others.
+func (b *bounded[K]) remove(k K, still func(place) bool) {
+	q := b.owners[k]
+	if q == nil {
+		return
+	}
+	if q.count--; q.count <= 0 {
+		delete(b.owners, k)
+		return
+	}
+	if len(q.keys) > 2*q.count+16 {
+		kept := make([]place, 0, q.count)
+		known := make(map[relay.Key]bool, q.count)
+		for _, p := range q.keys {
+			if !known[p.key] && still(p) {
+				known[p.key] = true
+				kept = append(kept, p)
+			}
+		}
+		q.keys = kept
+	}
+}
+
+// oldest gives the owner's oldest grant. login tells the present login of a
+// key, or false when the owner has no grant there any more. A grant renewed
+// since it was queued goes to the end.
+func (b *bounded[K]) oldest(k K, login func(relay.Key) (int64, bool)) (relay.Key, bool) {
+	q := b.owners[k]
+	if q == nil {
+		return relay.Key{}, false
+	}
+	for range 2*len(q.keys) + 1 {
+		if len(q.keys) == 0 {
+			break
+		}
+		p := q.keys[0]
+		q.keys = q.keys[1:]
+		at, ok := login(p.key)
+		switch {
+		case !ok:
+		case at > p.login:
+			q.keys = append(q.keys, place{p.key, at})
+		default:
+			q.keys = append(q.keys, p) // its removal will be told; the place is stale then
+			return p.key, true
+		}
+	}
+	return relay.Key{}, false
+}
+
+// room makes place for a new grant: the oldest of the same user or the same
+// /64 goes when one of them has all it may have. It answers false when the
+// table as a whole is full.
+func (l *Ledger) room(g *relay.Grant) bool {
+	if m := l.rules.MaxGrantsPerUser; m > 0 && g.User != "" && !g.Operator {
+		user := relay.FoldUser(g.User)
+		for l.users.count(user) >= m {
+			if !l.evict(oldestOf(l, l.users, user, func(h *relay.Grant) bool { return !h.Operator && relay.FoldUser(h.User) == user })) {
+				break
+			}
+		}
+	}
+	if net, ok := netOf(g); ok {
+		for l.nets.count(net) >= MaxPer64 {
+			if !l.evict(oldestOf(l, l.nets, net, func(h *relay.Grant) bool { n, ok := netOf(h); return ok && n == net })) {
+				break
+			}
+		}
+	}
+	return l.store.Len() < l.rules.MaxGrants
+}
+
+func (l *Ledger) evict(key relay.Key, ok bool) bool {
+	if ok {
+		l.forget(key)
+	}
+	return ok
+}
+
+func oldestOf[K comparable](l *Ledger, b *bounded[K], owner K, owns func(*relay.Grant) bool) (relay.Key, bool) {
+	return b.oldest(owner, func(k relay.Key) (int64, bool) {
+		g, ok := l.store.Get(k)
+		return g.Login.UnixNano(), ok && owns(&g)
+	})
+}
+
+// netOf gives the /64 of a grant that covers less than one.
+func netOf(g *relay.Grant) (n [8]byte, ok bool) {
+	if g.Operator || !g.Client.Is6() || g.Prefix <= 64 {
+		return n, false
+	}
+	a := g.Client.As16()
+	copy(n[:], a[:8])
+	return n, true
+}
+
+func (l *Ledger) index(key relay.Key, g *relay.Grant) {
+	if g.Operator {
+		return
+	}
+	at := g.Login.UnixNano()
+	if g.User != "" {
+		l.users.add(relay.FoldUser(g.User), key, at)
+	}
+	if net, ok := netOf(g); ok {
+		l.nets.add(net, key, at)
+	}
+}
+
+func (l *Ledger) unindex(g *relay.Grant) {
+	if g.Operator {
+		return
+	}
+	still := func(p place) bool { _, ok := l.store.Get(p.key); return ok }
+	if g.User != "" {
+		l.users.remove(relay.FoldUser(g.User), still)
+	}
+	if net, ok := netOf(g); ok {
+		l.nets.remove(net, still)
+	}
+}
+
+// recent is a set that remembers the last n things put into it.
+type recent[K comparable] struct {
+	max  int
+	in   map[K]bool
+	ring []K
+	next int
+}
+
+func newRecent[K comparable](n int) *recent[K] { return &recent[K]{max: n, in: map[K]bool{}} }
+
+func (r *recent[K]) add(k K) {
+	if r.in[k] {
+		return
+	}
+	r.in[k] = true
+	if len(r.ring) < r.max {
+		r.ring = append(r.ring, k)
+		return
+	}
+	delete(r.in, r.ring[r.next])
+	r.ring[r.next] = k
+	r.next = (r.next + 1) % r.max
+}
+
+func (r *recent[K]) take(k K) bool {
+	if !r.in[k] {
+		return false
+	}
+	delete(r.in, k)
+	return true
+}
+
+func (r *recent[K]) clear() {
+	clear(r.in)
+	r.ring, r.next = nil, 0
+}

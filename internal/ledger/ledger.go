@@ -1,0 +1,473 @@
+// Package ledger turns what logs and operators say into grants, and is the only
+// writer of grants there is. Every alteration is a relay.Change: computed from
+// an event under the present rules, applied to the tables here and to the
+// store, and then fed to whoever follows (state file, waiters, watch).
+//
+// What it promises: a login grants for one ttl from its own time, or while its
+// session is known to be open up to a ceiling, never longer, whatever is
+// replayed, reordered, repeated or done to the clock; what was revoked stays
+// revoked until a later login; and every table is bounded. It reads no clock
+// and no file of its own.
+package ledger
+
+import (
+	"errors"
+	"iter"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+// Store keeps the effective grant of each key for look-up.
+type Store interface {
+	Get(relay.Key) (relay.Grant, bool)
+	Put(relay.Key, relay.Grant)
+	Delete(relay.Key)
+	Len() int
+	All() iter.Seq2[relay.Key, relay.Grant]
+}
+
+// Bounds of the tables that no configuration key bounds. What would go over
+// them is dropped in the direction that grants less: a session beyond the
+// bound holds nothing, a revocation beyond it is an error for the operator.
+const (
+	MaxSessions    = 262144
+	MaxClosed      = 262144
+	MaxRevocations = 65536
+	MaxPer64       = 256 // grants inside one IPv6 /64
+)
+
+const (
+	maxFuture      = time.Minute      // a zoned stamp may be this far ahead of our clock
+	keepExpired    = 10 * time.Minute // how long an ended grant is told from none
+	keepRevoked    = 24 * time.Hour
+	MaxOperatorTTL = 24 * time.Hour  // of a grant made by the operator
+	stepTolerance  = 5 * time.Second // less than this is drift, not a step
+	stampGrain     = 2 * time.Second // stamps are cut to the second
+)
+
+// Outcome says what became of an event, in the words of log and metric.
+type Outcome uint8
+
+const (
+	Ignored Outcome = iota // concerns no grant
+	Granted                // a new grant
+	Renewed                // a grant that was there is longer now
+	Older                  // a later login is already known
+	Stale                  // older than the ttl
+	Future                 // its stamp is ahead of our clock
+	Revoked                // a revocation or block covers it
+	Never                  // never_grant, own address or a built-in rule
+	User                   // ignore_users
+	Service                // not in services
+	Full                   // max_grants reached
+	Closed                 // a session's end was noted
+	outcomes
+)
+
+var outcomeNames = [outcomes]string{"ignored", "granted", "renewed", "older", "stale", "future", "revoked",
+	"never_grant", "ignore_users", "services", "full", "closed"}
+
+// String gives the word used in log and metric.
+func (o Outcome) String() string {
+	if o < outcomes {
+		return outcomeNames[o]
+	}
+	return "ignored"
+}
+
+// Options are what a ledger is made from. All but Feed and Own are needed.
+type Options struct {
+	Store Store
+	Rules *relay.Rules
+	Now   func() relay.Now
+	Own   func(netip.Addr) bool // whether an address is this host's own; nil: none is known
+	// Feed is given every batch in the order of application, after it has been
+	// applied. It is called with the ledger locked and must not block or call back.
+	Feed func(relay.Batch)
+}
+
+// Ledger is safe for use by many goroutines.
+type Ledger struct {
+	store Store
+	now   func() relay.Now
+	own   func(netip.Addr) bool
+	feed  func(relay.Batch)
+
+	mu       sync.Mutex
+	rules    *relay.Rules
+	held     map[relay.Key]*holds    // keys whose grant has more facts than its last login
+	sessions map[sessionRef]*session // the same facts, by session
+	closed   map[sessionRef]closing  // sessions known to have ended
+	dead     map[relay.Key]deadGrant // last logins that were revoked: older ones stay displaced
+	seen     *recent[sessionRef]     // logins that did not hold, to notice the first paired logout
+	paired   map[pairing]bool        // sources that have shown a logout of a login they told
+	users    *bounded[string]        // grants of each user, oldest first
+	nets     *bounded[[8]byte]       // grants of each IPv6 /64, oldest first
+	step     clockStep
+	fullEnds atomic.Int64 // on the clock that only runs forward: until when a client may have logged in for nothing
+
+	revocations revocations // its index is read without the lock
+}
+
+type pairing struct {
+	source, format string
+	service        relay.Service
+}
+
+type deadGrant struct {
+	grant relay.Grant
+	until time.Duration
+}
+
+// New makes an empty ledger.
+func New(o Options) *Ledger {
+	if o.Feed == nil {
+		o.Feed = func(relay.Batch) {}
+	}
+	return &Ledger{
+		store: o.Store, now: o.Now, own: o.Own, feed: o.Feed, rules: o.Rules,
+		held:     map[relay.Key]*holds{},
+		sessions: map[sessionRef]*session{},
+		closed:   map[sessionRef]closing{},
+		dead:     map[relay.Key]deadGrant{},
+		seen:     newRecent[sessionRef](MaxSessions),
+		paired:   map[pairing]bool{},
+		users:    newBounded[string](),
+		nets:     newBounded[[8]byte](),
+	}
+}
+
+// Event judges one event and applies what follows from it. The grant it gives
+// back is the effective one of the client's key after a login that counted.
+func (l *Ledger) Event(ev relay.Event) (Outcome, relay.Grant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	switch ev.Kind {
+	case relay.Login:
+		return l.login(&ev, now)
+	case relay.Logout:
+		return l.logout(&ev, now), relay.Grant{}
+	case relay.Restart:
+		l.endHolds(ev.Source, earlier(ev.Time, now.Wall), now)
+		return Closed, relay.Grant{}
+	default:
+		return Ignored, relay.Grant{}
+	}
+}
+
+// Gap notes that the source may have missed lines: a logout may be among them,
+// so its open sessions hold no longer.
+func (l *Ledger) Gap(source string, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	l.endHolds(source, earlier(at, now.Wall), now)
+}
+
+// Position feeds the place up to which everything the source said has been
+// applied.
+func (l *Ledger) Position(source string, p relay.Position) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.feed(relay.Batch{Source: source, Position: p})
+}
+
+func (l *Ledger) login(ev *relay.Event, now relay.Now) (Outcome, relay.Grant) {
+	r := l.rules
+	client := relay.Canonical(ev.Client)
+	switch {
+	case !r.Serves(ev.Service):
+		return Service, relay.Grant{}
+	case !r.MayHold(client, l.own):
+		return Never, relay.Grant{}
+	case r.Ignores(ev.User):
+		return User, relay.Grant{}
+	case ev.Time.After(now.Wall.Add(maxFuture)):
+		return Future, relay.Grant{}
+	case l.age(ev, now) >= r.GrantTTL:
+		return Stale, relay.Grant{}
+	}
+	at := earlier(ev.Time, now.Wall)
+	g := relay.Grant{
+		Client: client, Prefix: uint8(relay.PrefixFor(client, r.IPv6Prefix)), Service: ev.Service, User: ev.User,
+		Source: ev.Source, Format: ev.Format, Session: ev.Session, Login: wall(at), Expires: wall(at.Add(r.GrantTTL)),
+	}
+	if l.revocations.covers(&g) {
+		return Revoked, relay.Grant{}
+	}
+	key := g.Key()
+	before, known := l.store.Get(key)
+	if !known && !l.room(&g) {
+		l.fullEnds.Store(int64(now.Mono + r.GrantTTL))
+		return Full, relay.Grant{}
+	}
+	c := relay.Change{Kind: relay.ChangeGrant, Grant: g}
+	if ev.Session != "" && r.HoldOpenLogins > 0 {
+		if l.paired[pairing{ev.Source, ev.Format, ev.Service}] {
+			c.Ceiling = wall(at.Add(r.HoldOpenLogins))
+		} else {
+			l.seen.add(sessionRef{ev.Source, ev.Session})
+		}
+	}
+	if known && before.Live(now) && !g.Newer(&before) && c.Ceiling.IsZero() {
+		return Older, before
+	}
+	l.apply(&c, now)
+	l.feed(relay.Batch{Changes: []relay.Change{c}})
+	after, _ := l.store.Get(key)
+	if known && before.Live(now) {
+		return Renewed, after
+	}
+	return Granted, after
+}
+
+// age is how long ago a login was. Lines older than the last step back of the
+// wall clock are older than the clock makes them, and a replayed line that may
+// be from before or after the step is taken for the older one.
+func (l *Ledger) age(ev *relay.Event, now relay.Now) time.Duration {
+	age := now.Wall.Sub(ev.Time)
+	if l.step.shift <= 0 {
+		return age
+	}
+	before := l.step.from
+	if ev.Live {
+		before = l.step.to.Add(-stampGrain)
+	}
+	if ev.Time.Before(before) {
+		age += l.step.shift
+	}
+	return age
+}
+
+// clockStep remembers how the wall clock was last set back.
+type clockStep struct {
+	last     relay.Now
+	from, to time.Time     // what the clock said before and after
+	shift    time.Duration // how far it was set back, over all steps not yet made up for
+}
+
+// tick reads the clocks and notices when the wall clock has been set back.
+func (l *Ledger) tick() relay.Now {
+	now := l.now()
+	s := &l.step
+	if !s.last.Wall.IsZero() {
+		expected := s.last.Wall.Add(now.Mono - s.last.Mono)
+		if back := expected.Sub(now.Wall); back > stepTolerance {
+			s.shift += back
+			s.to = wall(now.Wall)
+			s.from = later(s.from, wall(expected))
+		}
+		if s.shift > 0 && now.Wall.After(s.from.Add(l.rules.GrantTTL)) {
+			s.shift, s.from, s.to = 0, time.Time{}, time.Time{}
+		}
+	}
+	s.last = now
+	return now
+}
+
+// Tick does the ledger's housekeeping; it is called about once a minute.
+func (l *Ledger) Tick() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	for ref, s := range l.sessions {
+		if now.Mono > s.endDeadline()+keepExpired {
+			l.dropSession(ref, s, now)
+		}
+	}
+	for ref, c := range l.closed {
+		if now.Wall.After(c.until) {
+			delete(l.closed, ref)
+		}
+	}
+	for k, d := range l.dead {
+		if now.Mono > d.until {
+			delete(l.dead, k)
+		}
+	}
+	l.revocations.expire(now.Wall)
+}
+
+// Gone is told by the store that housekeeping removed an ended grant.
+func (l *Ledger) Gone(g relay.Grant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, still := l.store.Get(g.Key()); !still {
+		l.unindex(&g)
+	}
+}
+
+// Full says whether a new grant was refused for lack of room within the last
+// ttl: then a client may have logged in and have nothing to show for it.
+func (l *Ledger) Full(now relay.Now) bool { return int64(now.Mono) < l.fullEnds.Load() }
+
+// Errors of the operator's commands.
+var (
+	ErrNever   = errors.New("this address may hold no grant: it is loopback, link-local, multicast or reserved, one of this host's own, or in never_grant")
+	ErrRevoke  = errors.New("a block still covers this address or user")
+	ErrTooMany = errors.New("too many revocations are kept already; those older than their time are forgotten by themselves")
+	ErrRoom    = errors.New("max_grants is reached")
+	ErrTTL     = errors.New("an operator's grant is for more than nothing and at most 24h")
+)
+
+// Grant makes an operator's grant and gives back the effective one. It obeys
+// the never-grant rules and blocks unless force is set. done, if not nil, is
+// told when it is safe on disk.
+func (l *Ledger) Grant(client netip.Addr, ttl time.Duration, user, note string, force bool, done chan<- error) (relay.Grant, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	client = relay.Canonical(client)
+	if ttl <= 0 || ttl > MaxOperatorTTL {
+		return relay.Grant{}, ErrTTL
+	}
+	if !client.IsValid() || !force && !l.rules.MayHold(client, l.own) {
+		return relay.Grant{}, ErrNever
+	}
+	at := wall(now.Wall)
+	g := relay.Grant{
+		Client: client, Prefix: uint8(relay.PrefixFor(client, l.rules.IPv6Prefix)), Operator: true, Forced: force,
+		User: user, Note: note, Source: operatorSource, Login: at, Expires: wall(at.Add(ttl)),
+	}
+	// An operator's word is as late as it can be: after a revocation of the
+	// same instant.
+	if l.revocations.covers(&g) {
+		g.Login = at.Add(time.Nanosecond)
+		if l.revocations.covers(&g) {
+			return relay.Grant{}, ErrRevoke
+		}
+	}
+	if _, known := l.store.Get(g.Key()); !known && !l.room(&g) {
+		return relay.Grant{}, ErrRoom
+	}
+	c := relay.Change{Kind: relay.ChangeGrant, Grant: g, Ceiling: g.Expires}
+	l.apply(&c, now)
+	l.feed(relay.Batch{Changes: []relay.Change{c}, Done: done})
+	after, _ := l.store.Get(g.Key())
+	return after, nil
+}
+
+// Revoke takes away every grant the revocation covers and gives them back. Its
+// Time is set here; block is how long no login it covers grants. done, if not
+// nil, is told when it is safe on disk.
+func (l *Ledger) Revoke(r relay.Revocation, block time.Duration, done chan<- error) ([]relay.Grant, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	r.Time = wall(now.Wall)
+	r.User = relay.FoldUser(r.User)
+	r.Until = r.Time.Add(max(keepRevoked, l.rules.HoldOpenLogins, l.rules.GrantTTL))
+	if block > 0 {
+		r.Block = r.Time.Add(block)
+		r.Until = later(r.Until, r.Block.Add(l.rules.GrantTTL))
+	}
+	if l.revocations.full() {
+		return nil, ErrTooMany
+	}
+	c := relay.Change{Kind: relay.ChangeRevoke, Revocation: r}
+	taken := l.apply(&c, now)
+	l.feed(relay.Batch{Changes: []relay.Change{c}, Done: done})
+	return taken, nil
+}
+
+// Allows says whether a grant may be used by this client now: the never-grant
+// rules still hold for the full address and no revocation covers it. It takes
+// no lock and serves the look-up.
+func (l *Ledger) Allows(r *relay.Rules, g *relay.Grant, client netip.Addr) bool {
+	if !g.Forced && !r.MayHold(client, l.own) {
+		return false
+	}
+	return !l.revocations.covers(g)
+}
+
+// SetRules swaps the rules and purges the grants that the new ones would not
+// have made. It gives back how many it purged.
+func (l *Ledger) SetRules(r *relay.Rules) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	l.rules = r
+	var purge, check []relay.Key
+	for k, g := range l.store.All() {
+		if l.held[k] != nil {
+			continue
+		}
+		switch {
+		case !l.wouldGrant(&g):
+			purge = append(purge, k)
+		case g.Login.Add(r.GrantTTL).Before(g.Expires):
+			check = append(check, k)
+		}
+	}
+	for _, k := range check {
+		l.shorten(k, now)
+	}
+	for _, k := range purge {
+		l.forget(k)
+	}
+	return len(purge) + l.purgeHeld(now)
+}
+
+// purgeHeld drops the facts of held keys that the present rules would not have
+// made, fits the others to them, and gives back how many keys lost one.
+func (l *Ledger) purgeHeld(now relay.Now) int {
+	n := 0
+	for k, h := range l.held {
+		lost := false
+		if h.last.Prefix != 0 && !l.wouldGrant(&h.last) {
+			h.last, lost = relay.Grant{}, true
+		}
+		for ref, s := range h.sessions {
+			if !l.wouldGrant(&s.grant) {
+				delete(h.sessions, ref)
+				delete(l.sessions, ref)
+				lost = true
+			}
+		}
+		if lost {
+			n++
+		}
+		if h.last.Prefix == 0 && len(h.sessions) == 0 {
+			l.forget(k)
+			continue
+		}
+		l.shorten(k, now)
+	}
+	return n
+}
+
+// wouldGrant says whether the present rules would make this grant, its time
+// apart.
+func (l *Ledger) wouldGrant(g *relay.Grant) bool {
+	r := l.rules
+	if int(g.Prefix) != relay.PrefixFor(g.Client, r.IPv6Prefix) {
+		return false
+	}
+	if !g.Forced && !r.MayHold(g.Client, l.own) {
+		return false
+	}
+	return g.Operator || r.Serves(g.Service) && !r.Ignores(g.User)
+}
+
+// wall cuts the monotonic part off a time, so that two readings of one moment
+// are the same value, and so that nothing compares by the wrong clock.
+func wall(t time.Time) time.Time { return t.Round(0) }
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,124 @@
+package ledger
+
+import (
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+// revocations keeps every revocation in force, and an index of them that
+// look-ups read without a lock.
+type revocations struct {
+	list  map[relay.Revocation]bool
+	index atomic.Pointer[revocationIndex]
+}
+
+// revocationIndex answers quickly for the usual case of many single addresses
+// and users. Each revocation found through it is then asked itself: the index
+// only selects, it never decides.
+type revocationIndex struct {
+	users map[string][]relay.Revocation
+	nets  map[netip.Prefix][]relay.Revocation
+	bits  []int              // lengths of the prefixes in nets, by family apart
+	wide  []relay.Revocation // all, and what a shortened prefix may touch
+}
+
+func (r *revocations) full() bool { return len(r.list) >= MaxRevocations }
+
+// add answers false for a revocation that is known already.
+func (r *revocations) add(v relay.Revocation) bool {
+	if r.list[v] {
+		return false
+	}
+	if r.list == nil {
+		r.list = map[relay.Revocation]bool{}
+	}
+	r.list[v] = true
+	r.build()
+	return true
+}
+
+func (r *revocations) expire(now time.Time) {
+	n := len(r.list)
+	for v := range r.list {
+		if now.After(v.Until) {
+			delete(r.list, v)
+		}
+	}
+	if len(r.list) != n {
+		r.build()
+	}
+}
+
+func (r *revocations) build() {
+	if len(r.list) == 0 {
+		r.index.Store(nil)
+		return
+	}
+	x := &revocationIndex{users: map[string][]relay.Revocation{}, nets: map[netip.Prefix][]relay.Revocation{}}
+	seen := map[int]bool{}
+	for v := range r.list {
+		switch {
+		case v.User != "":
+			x.users[v.User] = append(x.users[v.User], v)
+		case v.Network.IsValid():
+			p := v.Network.Masked()
+			x.nets[p] = append(x.nets[p], v)
+			if !seen[p.Bits()] {
+				seen[p.Bits()] = true
+				x.bits = append(x.bits, p.Bits())
+			}
+		default:
+			x.wide = append(x.wide, v)
+		}
+	}
+	r.index.Store(x)
+}
+
+// covers says whether any revocation forbids the grant.
+func (r *revocations) covers(g *relay.Grant) bool {
+	x := r.index.Load()
+	if x == nil {
+		return false
+	}
+	if anyCovers(x.wide, g) {
+		return true
+	}
+	if len(x.users) > 0 && g.User != "" {
+		user := relay.FoldUser(g.User)
+		if anyCovers(x.users[user], g) {
+			return true
+		}
+		if i := strings.IndexByte(user, '@'); i >= 0 && anyCovers(x.users[user[:i]], g) {
+			return true
+		}
+	}
+	if int(g.Prefix) < g.Client.BitLen() {
+		// The grant covers a range: a revocation of one address inside it
+		// takes the whole of it away.
+		for _, list := range x.nets {
+			if anyCovers(list, g) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, bits := range x.bits {
+		if p, err := g.Client.Prefix(bits); err == nil && anyCovers(x.nets[p], g) {
+			return true
+		}
+	}
+	return false
+}
+
+func anyCovers(list []relay.Revocation, g *relay.Grant) bool {
+	for i := range list {
+		if list[i].Covers(g) {
+			return true
+		}
+	}
+	return false
+}

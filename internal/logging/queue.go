@@ -1,0 +1,135 @@
+// Package logging writes popgate's log. Lines about decisions come from
+// connection goroutines, thousands a second at times, and must cost them
+// nothing: they are handed over as small values to a bounded queue, and one
+// goroutine formats and writes them, many in one write. A full queue drops and
+// counts; nothing ever waits for a reader of the log.
+//
+// Lines look as the standard library's slog handlers write them, text or JSON,
+// whether they come through a slog.Logger or from a decision.
+package logging
+
+import (
+	"context"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"popgate/internal/gate"
+)
+
+const (
+	maxQueued = 16384                // lines; some 4 MB of them
+	linger    = 5 * time.Millisecond // for more lines to share a write
+	maxBatch  = 64 << 10             // bytes in one write
+)
+
+// Queue takes lines and writes them in its own goroutine.
+type Queue struct {
+	out  io.Writer
+	json bool
+
+	mu      sync.Mutex
+	waiting []line
+	wake    chan struct{}
+	closed  bool
+
+	dropped atomic.Uint64
+	failed  atomic.Uint64
+}
+
+// line is one of: text, already formatted; or a decision.
+type line struct {
+	text     []byte
+	decision gate.Record
+}
+
+// NewQueue makes a queue that writes to out. Run must be called for anything
+// to be written.
+func NewQueue(out io.Writer, json bool) *Queue {
+	return &Queue{out: out, json: json, wake: make(chan struct{}, 1)}
+}
+
+// Decision queues the log line of a decision. It never blocks.
+func (q *Queue) Decision(r gate.Record) { q.put(line{decision: r}) }
+
+func (q *Queue) put(l line) {
+	q.mu.Lock()
+	if len(q.waiting) >= maxQueued || q.closed {
+		q.mu.Unlock()
+		q.dropped.Add(1)
+		return
+	}
+	q.waiting = append(q.waiting, l)
+	first := len(q.waiting) == 1
+	q.mu.Unlock()
+	if first {
+		select {
+		case q.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Dropped gives how many lines were lost because the log's reader was too slow.
+func (q *Queue) Dropped() uint64 { return q.dropped.Load() }
+
+// Run writes until ctx ends, and then what is still queued.
+func (q *Queue) Run(ctx context.Context) error {
+	var spare []line
+	var buf []byte
+	var told uint64
+	for {
+		select {
+		case <-q.wake:
+			time.Sleep(linger)
+		case <-ctx.Done():
+		}
+		q.mu.Lock()
+		lines := q.waiting
+		q.waiting = spare[:0]
+		q.mu.Unlock()
+		for i := range lines {
+			buf = q.format(buf, &lines[i])
+			if len(buf) >= maxBatch {
+				buf = q.flush(buf)
+			}
+		}
+		if n := q.dropped.Load(); n > told {
+			buf = q.appendDropped(buf, n-told)
+			told = n
+		}
+		buf = q.flush(buf)
+		clear(lines)
+		spare = lines
+		if ctx.Err() != nil {
+			q.mu.Lock()
+			empty := len(q.waiting) == 0
+			q.closed = empty
+			q.mu.Unlock()
+			if empty {
+				return nil
+			}
+		}
+	}
+}
+
+func (q *Queue) flush(buf []byte) []byte {
+	if len(buf) > 0 {
+		if _, err := q.out.Write(buf); err != nil {
+			q.failed.Add(1)
+		}
+	}
+	return buf[:0]
+}
+
+func (q *Queue) format(buf []byte, l *line) []byte {
+	switch {
+	case l.text != nil:
+		return append(buf, l.text...)
+	case q.json:
+		return appendDecisionJSON(buf, &l.decision)
+	default:
+		return appendDecisionText(buf, &l.decision)
+	}
+}
