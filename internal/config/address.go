@@ -111,6 +111,10 @@ func tcpAddress(s, network, host, port string) (Address, error) {
 }
 
 func (v value) address(to *Address) {
+	if v.n.ShortTag() == "!!int" {
+		v.fail("%s is not an address to listen on; %s", v.shown(), addressForms)
+		return
+	}
 	s, ok := v.text()
 	if !ok {
 		return
@@ -178,7 +182,7 @@ func (l *Listen) read(v value) {
 		field{"policy", func(v value) { v.addresses(&l.Policy) }},
 		field{"socketmap", func(v value) { v.addresses(&l.Socketmap) }},
 		field{"metrics", func(v value) { v.orOff(&l.Metrics, value.address) }},
-		field{"allow", func(v value) { v.networks(&l.Allow, v.connecting) }},
+		field{"allow", func(v value) { v.networks(&l.Allow, value.connecting) }},
 	)
 	if ok {
 		l.check(v, given)
@@ -188,7 +192,7 @@ func (l *Listen) read(v value) {
 // connecting refuses a network that lets everybody connect.
 func (v value) connecting(p netip.Prefix) {
 	if p.Bits() == 0 {
-		v.fail("%s lets every host in the world ask; name the networks of the mail servers", p)
+		v.fail("%s lets every host in the world connect; name the networks of the hosts that should", p)
 	}
 }
 
@@ -224,6 +228,7 @@ func (l *Listen) check(v value, given map[string]value) {
 				k := at(u.key)
 				v.r.fail(k.n.Line, join(v.key, u.key), "%q is taken by %s already; each listener needs an address of its own",
 					u.a.Text, join(v.key, earlier.key))
+				break
 			}
 		}
 		if u.a.OffLoopback() && len(l.Allow) == 0 {

@@ -154,7 +154,7 @@ func (r *reader) document(data []byte) (root *yaml.Node, ok bool) {
 	case err == io.EOF:
 		return nil, true
 	case err != nil:
-		r.translate(err)
+		r.translate(err, 1+bytes.Count(bytes.TrimRight(data, "\n"), []byte("\n")))
 		return nil, false
 	}
 	switch err := dec.Decode(&next); {
@@ -162,7 +162,7 @@ func (r *reader) document(data []byte) (root *yaml.Node, ok bool) {
 		r.fail(next.Line, "", "a second document begins here; keep to one, and remove the line ---")
 		return nil, false
 	case err != io.EOF:
-		r.translate(err)
+		r.translate(err, 1+bytes.Count(bytes.TrimRight(data, "\n"), []byte("\n")))
 		return nil, false
 	}
 	root = doc.Content[0]
@@ -186,14 +186,14 @@ func (c *Config) read(v value) {
 		field{"local_domains_from", c.readLocalDomainsFrom},
 		field{"local_mailers", c.readLocalMailers},
 		field{"remote_mailers", c.readRemoteMailers},
-		field{"trusted_networks", func(v value) { v.networks(&c.TrustedNetworks, v.trusted) }},
+		field{"trusted_networks", func(v value) { v.networks(&c.TrustedNetworks, value.trusted) }},
 		field{"trust_authenticated", func(v value) { v.boolean(&c.TrustAuthenticated) }},
 		field{"grant_ttl", func(v value) { v.duration(&c.GrantTTL, time.Second, 24*time.Hour, false) }},
 		field{"hold_open_logins", func(v value) { v.duration(&c.HoldOpenLogins, time.Second, 7*24*time.Hour, true) }},
 		field{"ipv6_prefix", func(v value) { v.integer(&c.IPv6Prefix, 48, 128) }},
 		field{"max_grants", func(v value) { v.integer(&c.MaxGrants, 1, 100_000_000) }},
 		field{"max_grants_per_user", func(v value) { v.integer(&c.MaxGrantsPerUser, 0, 100_000_000) }},
-		field{"never_grant", func(v value) { v.networks(&c.NeverGrant, v.nobody) }},
+		field{"never_grant", func(v value) { v.networks(&c.NeverGrant, value.nobody) }},
 		field{"ignore_users", func(v value) { v.names(&c.IgnoreUsers, nil) }},
 		field{"services", c.readServices},
 		field{"wait_for_login", func(v value) { v.duration(&c.WaitForLogin, time.Millisecond, 2*time.Second, true) }},

@@ -199,20 +199,20 @@ const widestClient = "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"
 var enhancedCode = regexp.MustCompile(`^[45]\.(0|[1-9][0-9]{0,2})\.(0|[1-9][0-9]{0,2})$`)
 
 func (c *Config) readReject(v value) {
-	r := &c.Reject
+	r, before := &c.Reject, len(v.r.errs)
 	given, ok := v.fields(
 		field{"code", func(v value) { v.replyCode(&r.Code) }},
 		field{"enhanced", func(v value) {
-			if s, ok := v.text(); ok && !enhancedCode.MatchString(s) {
-				v.fail("%q is not an enhanced status code; write one as 5.7.1", clip(s))
-			} else if ok {
-				r.Enhanced = s
+			if v.plain() && enhancedCode.MatchString(v.n.Value) {
+				r.Enhanced = v.n.Value
+			} else {
+				v.fail("%s is not an enhanced status code; write one as 5.7.1", v.shown())
 			}
 		}},
 		field{"text", func(v value) { v.replyText(&r.Text) }},
 		field{"url", func(v value) { v.url(&r.URL) }},
 	)
-	if !ok {
+	if !ok || len(v.r.errs) > before {
 		return
 	}
 	class := strconv.Itoa(r.Code)[:1]

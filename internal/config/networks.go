@@ -36,7 +36,7 @@ func (v value) prefix() (netip.Prefix, bool) {
 }
 
 // networks reads a list of networks and shows each to check.
-func (v value) networks(to *[]netip.Prefix, check func(netip.Prefix)) {
+func (v value) networks(to *[]netip.Prefix, check func(value, netip.Prefix)) {
 	items, ok := v.list()
 	if !ok {
 		return
@@ -48,7 +48,7 @@ func (v value) networks(to *[]netip.Prefix, check func(netip.Prefix)) {
 			continue
 		}
 		if check != nil {
-			check(p)
+			check(item, p)
 		}
 		list = append(list, p)
 	}

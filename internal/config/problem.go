@@ -90,7 +90,7 @@ var syntax = []struct{ theirs, ours string }{
 	{"did not find expected ',' or '}'", "a mapping in { } is not closed, or a comma is missing"},
 	{"did not find expected node content", "a value is missing; there is a comma or bracket in its place"},
 	{"could not find expected ':'", "a key without its colon"},
-	{"found unexpected end of stream", "a quote is not closed"},
+	{"found unexpected end of stream", "the file ends inside quotes; a quote above is not closed"},
 	{"found unknown escape character", "a backslash with a letter it can't go with; use single quotes around text with backslashes"},
 	{"block sequence entries are not allowed in this context", "a list can't begin on this line; put its first dash on a line of its own"},
 	{"control characters are not allowed", "a control character; remove it"},
@@ -104,10 +104,11 @@ var syntax = []struct{ theirs, ours string }{
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 
 // translate gives what the library says about a file that is no YAML at all.
-func (r *reader) translate(err error) {
+func (r *reader) translate(err error, lines int) {
 	line, text := 0, err.Error()
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		line, _ = strconv.Atoi(m[1])
+		line = min(line, lines) // an end that came too soon is told of the line behind it
 		text = m[2]
 	}
 	for _, s := range syntax {

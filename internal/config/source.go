@@ -68,15 +68,18 @@ type Format struct {
 // builtinFormats are the formats popgate brings.
 var builtinFormats = []string{"auto", "courier", "cyrus", "dovecot"}
 
-// sourceKeys are the kinds that each option goes with.
-var sourceKeys = map[string][]string{
-	"time_zone": {KindFile, KindSyslog},
-	"allow":     {KindSyslog, KindPush},
-	"hosts":     {KindSyslog},
-	"peer_uids": {KindSyslog},
-	"tls":       {KindSyslog},
-	"insecure":  {KindSyslog, KindPush},
-	"key_file":  {KindPush},
+// sourceOptions are the kinds that each option goes with.
+var sourceOptions = []struct {
+	key   string
+	kinds []string
+}{
+	{"time_zone", []string{KindFile, KindSyslog}},
+	{"allow", []string{KindSyslog, KindPush}},
+	{"hosts", []string{KindSyslog}},
+	{"peer_uids", []string{KindSyslog}},
+	{"tls", []string{KindSyslog}},
+	{"insecure", []string{KindSyslog, KindPush}},
+	{"key_file", []string{KindPush}},
 }
 
 func (c *Config) readSources(v value) {
@@ -106,7 +109,7 @@ func (s *Source) read(v value) bool {
 		field{"format", func(v value) { s.Format, _ = v.text(); s.formatAt = v.n.Line }},
 		field{"name", func(v value) { s.Name = v.sourceName() }},
 		field{"time_zone", func(v value) { s.readZone(v) }},
-		field{"allow", func(v value) { v.networks(&s.Allow, v.connecting) }},
+		field{"allow", func(v value) { v.networks(&s.Allow, value.connecting) }},
 		field{"hosts", func(v value) { v.names(&s.Hosts, value.host) }},
 		field{"peer_uids", func(v value) { v.uids(&s.PeerUIDs) }},
 		field{"tls", func(v value) { s.TLS = &TLS{}; s.TLS.read(v) }},
@@ -147,13 +150,10 @@ func (s *Source) pickKind(v value, given map[string]value) {
 		v.fail("%s in one source; a source has exactly one of file, journal, syslog, push", strings.Join(kinds, " and "))
 		return
 	}
-	for key, kinds := range sourceKeys {
-		if k, ok := given[key]; ok && !slices.Contains(kinds, s.Kind) {
-			k.fail("goes with %s only, not with %s", strings.Join(kinds, " and "), s.Kind)
+	for _, o := range sourceOptions {
+		if k, ok := given[o.key]; ok && !slices.Contains(o.kinds, s.Kind) {
+			k.fail("goes with %s only, not with %s", strings.Join(o.kinds, " and "), s.Kind)
 		}
-	}
-	if s.Kind == KindJournal && s.Units != nil && len(s.Units) == 0 {
-		given[KindJournal].fail("no unit; name the units whose log is read, such as dovecot.service")
 	}
 }
 
@@ -161,6 +161,10 @@ func (s *Source) pickKind(v value, given map[string]value) {
 // can write to a source can grant himself a relay.
 func (s *Source) check(v value, given map[string]value) {
 	switch s.Kind {
+	case KindJournal:
+		if len(s.Units) == 0 {
+			given[KindJournal].fail("no unit; name the units whose log is read, such as dovecot.service")
+		}
 	case KindSyslog:
 		s.checkSyslog(given)
 	case KindPush:
@@ -315,7 +319,7 @@ func (t *TLS) read(v value) {
 			v.fail("%s is missing; name its PEM file", key)
 		}
 	}
-	if k, ok := given["names"]; ok && t.ClientCA == "" {
+	if k, ok := given["names"]; ok && given["client_ca"].n == nil {
 		k.fail("goes with client_ca only")
 	}
 }

@@ -51,7 +51,11 @@ func (v value) fields(fs ...field) (given map[string]value, ok bool) {
 		return nil, false
 	}
 	if v.n.Kind != yaml.MappingNode {
-		v.fail("%s where \"key: value\" pairs belong", v.shown())
+		empty := ""
+		if v.n.ShortTag() == "!!null" {
+			empty = "; leave the key out if there are none"
+		}
+		v.fail("%s where \"key: value\" pairs belong%s", v.shown(), empty)
 		return nil, false
 	}
 	given = map[string]value{}
@@ -100,10 +104,13 @@ func (v value) list() ([]value, bool) {
 		return nil, false
 	}
 	if v.n.Kind != yaml.SequenceNode {
-		if v.n.Kind == yaml.ScalarNode && v.n.ShortTag() != "!!null" {
+		switch {
+		case v.n.Kind == yaml.MappingNode:
+			v.fail("a mapping where a list belongs; begin each of its items with a dash")
+		case v.n.ShortTag() == "!!null":
+			v.fail("nothing where a list belongs; an empty list is []")
+		default:
 			v.fail("%s where a list belongs; write [%s]", v.shown(), clip(v.n.Value))
-		} else {
-			v.fail("%s where a list belongs; an empty list is []", v.shown())
 		}
 		return nil, false
 	}
@@ -143,27 +150,18 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
-// scalar answers whether this is one value with the given tag; what names it
-// in the error.
-func (v value) scalar(tag, what string) bool {
-	if !v.plain() {
-		return false
-	}
-	if v.n.Kind == yaml.ScalarNode && v.n.ShortTag() == tag {
-		return true
-	}
-	v.fail("%s where %s belongs", v.shown(), what)
-	return false
-}
-
 // text reads a string. Numbers and the like are no strings: 0660 and 432 would
 // be the same to YAML.
 func (v value) text() (string, bool) {
-	if v.n.Kind == yaml.ScalarNode && v.plain() && v.n.ShortTag() != "!!str" && v.n.ShortTag() != "!!null" {
-		v.fail("%s is no text as it stands; write \"%s\"", v.shown(), clip(v.n.Value))
+	if !v.plain() {
 		return "", false
 	}
-	if !v.scalar("!!str", "a text") {
+	switch tag := v.n.ShortTag(); {
+	case v.n.Kind != yaml.ScalarNode || tag == "!!null":
+		v.fail("%s where a text belongs", v.shown())
+		return "", false
+	case tag != "!!str":
+		v.fail("%s is no text as it stands; write \"%s\"", v.shown(), clip(v.n.Value))
 		return "", false
 	}
 	for i := range len(v.n.Value) {
@@ -203,11 +201,15 @@ func (v value) boolean(to *bool) {
 
 // integer reads a plain decimal number from least to most.
 func (v value) integer(to *int, least, most int) {
-	if v.n.Kind == yaml.ScalarNode && v.n.ShortTag() == "!!str" && digits(v.n.Value) {
-		v.fail("%s is text; write %s without quotes", v.shown(), clip(v.n.Value))
+	if !v.plain() {
 		return
 	}
-	if !v.scalar("!!int", "a number") {
+	switch tag := v.n.ShortTag(); {
+	case tag == "!!str" && digits(v.n.Value):
+		v.fail("%s is text; write %s without quotes", v.shown(), clip(v.n.Value))
+		return
+	case v.n.Kind != yaml.ScalarNode || tag != "!!int":
+		v.fail("%s where a number belongs", v.shown())
 		return
 	}
 	n, err := strconv.Atoi(v.n.Value)
@@ -244,7 +246,7 @@ func (v value) duration(to *time.Duration, least, most time.Duration, off bool) 
 	d, err := time.ParseDuration(s)
 	switch {
 	case digits(s) && s != "0":
-		v.fail("%s has no unit; write %ss or %sm", s, clip(s), clip(s))
+		v.fail("%[1]s has no unit; write %[1]ss for seconds or %[1]sm for minutes", clip(s))
 	case err != nil:
 		v.fail("%s is not a duration; write a number and a unit of ms, s, m or h, such as %s", v.shown(), short(*to))
 	case d < least || d > most:
