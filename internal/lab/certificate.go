@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -41,7 +43,7 @@ func writeCertificate(t testing.TB) {
 	var out bytes.Buffer
 	pem.Encode(&out, &pem.Block{Type: "PRIVATE KEY", Bytes: raw})
 	pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert})
-	if err := os.WriteFile(certificateFile, out.Bytes(), 0o600); err != nil {
+	if err := errors.Join(os.MkdirAll(filepath.Dir(certificateFile), 0o755), os.WriteFile(certificateFile, out.Bytes(), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 }

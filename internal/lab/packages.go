@@ -86,6 +86,13 @@ func unpackAll(root, debs string) error {
 		return err
 	}
 	defer os.RemoveAll(debs)
+	// /bin, /sbin and /lib are links on the machine; what packages put there
+	// must come to lie over /usr like the rest.
+	for _, name := range []string{"bin", "sbin", "lib"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, "usr", name), 0o755), os.Symlink("usr/"+name, filepath.Join(root, name))); err != nil {
+			return err
+		}
+	}
 	seen := map[string]bool{}
 	for round := wanted; len(round) > 0; {
 		for _, name := range round {
@@ -97,7 +104,7 @@ func unpackAll(root, debs string) error {
 		}
 		var need []string
 		for _, deb := range files {
-			if _, err := command("dpkg-deb", "-x", deb, root); err != nil {
+			if err := unpack(deb, root); err != nil {
 				return err
 			}
 			depends, err := command("dpkg-deb", "-f", deb, "Depends")
@@ -114,6 +121,26 @@ func unpackAll(root, debs string) error {
 		}
 	}
 	return nil
+}
+
+// unpack does what dpkg-deb -x does, but follows the links to folders that are
+// there already.
+func unpack(deb, root string) error {
+	tar := exec.Command("tar", "-x", "-C", root, "--keep-directory-symlink")
+	files := exec.Command("dpkg-deb", "--fsys-tarfile", deb)
+	pipe, err := files.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	tar.Stdin = pipe
+	if err := files.Start(); err != nil {
+		return err
+	}
+	err = run(tar)
+	if wait := files.Wait(); wait != nil {
+		return fmt.Errorf("unpack %s: %w", deb, wait)
+	}
+	return err
 }
 
 // libraries picks the shared libraries out of a Depends field.

@@ -192,3 +192,9 @@ func (s *Sendmail) Drain(t testing.TB) {
 	t.Helper()
 	drained(t, "/var/spool", "mqueue")
 }
+
+// Stdio gives a client of `sendmail -bs`, which has no client address.
+func (s *Sendmail) Stdio(t testing.TB) *Client {
+	t.Helper()
+	return pipe(t, "/usr/libexec/sendmail/sendmail", "-C", sendmailConf, "-bs")
+}

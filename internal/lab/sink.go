@@ -172,18 +172,15 @@ func (s *Sink) Wait(t testing.TB, subject string) Message {
 	}
 }
 
-// Recipients gives everybody for whom something has arrived, sorted.
+// Recipients gives everybody for whom mail has arrived, sorted. Bounces, which
+// an MTA sends on its own account, don't count.
 func (s *Sink) Recipients() []string {
 	var all []string
 	for _, m := range s.Messages() {
-		all = append(all, m.To...)
+		if m.From != "" {
+			all = append(all, m.To...)
+		}
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
-}
-
-// Has says whether a message with this subject has arrived. "No" is a proof
-// only once the MTA's queue has been drained.
-func (s *Sink) Has(subject string) bool {
-	return slices.ContainsFunc(s.Messages(), func(m Message) bool { return m.Subject == subject })
 }

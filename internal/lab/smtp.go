@@ -8,7 +8,10 @@ import (
 	"net"
 	"net/netip"
 	"net/textproto"
+	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -155,3 +158,32 @@ func (c *Client) Auth(user, password string) Reply {
 
 // Close hangs up without QUIT.
 func (c *Client) Close() { c.conn.Close() }
+
+// pipe gives a client that speaks to a program's standard input and output, as
+// `sendmail -bs` has it. It ends with the test.
+func pipe(t testing.TB, name string, args ...string) *Client {
+	t.Helper()
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Stdin, cmd.Stdout = theirs, theirs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(); cmd.Process.Kill(); cmd.Wait() })
+	conn.SetDeadline(time.Now().Add(2 * patience))
+	c := &Client{t: t}
+	c.attach(conn)
+	c.Greeting = c.reply()
+	c.Must(2, "EHLO client.test")
+	return c
+}
