@@ -62,17 +62,25 @@ func (l *Ledger) apply(c *relay.Change, now relay.Now) []relay.Grant {
 
 func (l *Ledger) applyGrant(c *relay.Change, now relay.Now) {
 	g := c.Grant
-	g.Deadline = now.Mono + max(0, min(g.Expires.Sub(now.Wall), g.Expires.Sub(g.Login)))
+	g.Deadline = now.Mono + remaining(g.Expires, g.Login, now)
 	key := g.Key()
 	h := l.held[key]
 	if !c.Ceiling.IsZero() {
 		h = l.addSession(key, h, c, &g, now)
 	}
 	last, known := l.last(key, h)
-	if !known || g.Newer(&last) {
+	// A last login that has ended by the clock that only runs forward makes
+	// place even for one with an earlier stamp: the wall clock was set back.
+	if !known || g.Newer(&last) || last.Deadline <= now.Mono {
 		l.setLast(key, h, g, now)
 	}
 	l.settle(key, now)
+}
+
+// remaining is how much life is left until end: never more than from the login
+// on, so that a clock that is behind gives nothing away.
+func remaining(end, login time.Time, now relay.Now) time.Duration {
+	return max(0, min(end.Sub(now.Wall), end.Sub(login)))
 }
 
 // last gives the key's last login, which may be one that was revoked.
@@ -121,7 +129,7 @@ func (l *Ledger) addSession(key relay.Key, h *holds, c *relay.Change, g *relay.G
 		return h // holds nothing: it grants less
 	}
 	s := &session{grant: *g, ceiling: c.Ceiling}
-	s.deadline = now.Mono + max(0, min(c.Ceiling.Sub(now.Wall), c.Ceiling.Sub(g.Login)))
+	s.deadline = now.Mono + remaining(c.Ceiling, g.Login, now)
 	if !g.Operator {
 		l.paired[pairing{g.Source, g.Format, g.Service}] = true
 	}

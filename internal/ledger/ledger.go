@@ -309,7 +309,7 @@ func (l *Ledger) Full(now relay.Now) bool { return int64(now.Mono) < l.fullEnds.
 // Errors of the operator's commands.
 var (
 	ErrNever   = errors.New("this address may hold no grant: it is loopback, link-local, multicast or reserved, one of this host's own, or in never_grant")
-	ErrRevoke  = errors.New("a block still covers this address or user")
+	ErrBlocked = errors.New("a block still covers this address or user; --force grants all the same")
 	ErrTooMany = errors.New("too many revocations are kept already; those older than their time are forgotten by themselves")
 	ErrRoom    = errors.New("max_grants is reached")
 	ErrTTL     = errors.New("an operator's grant is for more than nothing and at most 24h")
@@ -334,13 +334,12 @@ func (l *Ledger) Grant(client netip.Addr, ttl time.Duration, user, note string, 
 		Client: client, Prefix: uint8(relay.PrefixFor(client, l.rules.IPv6Prefix)), Operator: true, Forced: force,
 		User: user, Note: note, Source: operatorSource, Login: at, Expires: wall(at.Add(ttl)),
 	}
-	// An operator's word is as late as it can be: after a revocation of the
-	// same instant.
-	if l.revocations.covers(&g) {
-		g.Login = at.Add(time.Nanosecond)
-		if l.revocations.covers(&g) {
-			return relay.Grant{}, ErrRevoke
-		}
+	// An operator's word is later than every revocation before it, even one
+	// that a clock set back has left in the future; a block it obeys.
+	if last, blocked := l.revocations.latest(&g, at); blocked && !force {
+		return relay.Grant{}, ErrBlocked
+	} else if !g.Login.After(last) {
+		g.Login = last.Add(time.Nanosecond)
 	}
 	if _, known := l.store.Get(g.Key()); !known && !l.room(&g) {
 		return relay.Grant{}, ErrRoom
@@ -361,6 +360,7 @@ func (l *Ledger) Revoke(r relay.Revocation, block time.Duration, done chan<- err
 	now := l.tick()
 	r.Time = wall(now.Wall)
 	r.User = relay.FoldUser(r.User)
+	r.Time = l.lastCovered(r)
 	r.Until = r.Time.Add(max(keepRevoked, l.rules.HoldOpenLogins, l.rules.GrantTTL))
 	if block > 0 {
 		r.Block = r.Time.Add(block)
@@ -373,6 +373,24 @@ func (l *Ledger) Revoke(r relay.Revocation, block time.Duration, done chan<- err
 	taken := l.apply(&c, now)
 	l.feed(relay.Batch{Changes: []relay.Change{c}, Done: done})
 	return taken, nil
+}
+
+// lastCovered gives the revocation's time, or that of the last login it is
+// meant for if the clock has been set back since: what is in force now must go.
+func (l *Ledger) lastCovered(r relay.Revocation) time.Time {
+	at := r.Time
+	r.Time = at.Add(100 * 365 * 24 * time.Hour)
+	for _, g := range l.store.All() {
+		if g.Login.After(at) && r.Covers(&g) {
+			at = g.Login
+		}
+	}
+	for _, s := range l.sessions {
+		if s.grant.Login.After(at) && r.Covers(&s.grant) {
+			at = s.grant.Login
+		}
+	}
+	return at
 }
 
 // Allows says whether a grant may be used by this client now: the never-grant

@@ -114,6 +114,21 @@ func (r *revocations) covers(g *relay.Grant) bool {
 	return false
 }
 
+// latest gives the time of the last revocation meant for a grant, whenever it
+// logged in, and whether a block of one runs at the moment.
+func (r *revocations) latest(g *relay.Grant, now time.Time) (last time.Time, blocked bool) {
+	always := *g
+	always.Forced = true
+	always.Login = time.Time{}
+	for v := range r.list {
+		if v.Covers(&always) {
+			last = later(last, v.Time)
+			blocked = blocked || now.Before(v.Block)
+		}
+	}
+	return last, blocked
+}
+
 func anyCovers(list []relay.Revocation, g *relay.Grant) bool {
 	for i := range list {
 		if list[i].Covers(g) {

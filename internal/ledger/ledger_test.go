@@ -1,0 +1,487 @@
+package ledger
+
+import (
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+var (
+	noon = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	bob  = netip.MustParseAddr("192.0.2.7")
+	eve  = netip.MustParseAddr("203.0.113.66")
+)
+
+// plainStore is the store without its sharding: what it keeps is all the tests
+// of this package are about.
+type plainStore map[relay.Key]relay.Grant
+
+func (s plainStore) Get(k relay.Key) (relay.Grant, bool)    { g, ok := s[k]; return g, ok }
+func (s plainStore) Put(k relay.Key, g relay.Grant)         { s[k] = g }
+func (s plainStore) Delete(k relay.Key)                     { delete(s, k) }
+func (s plainStore) Len() int                               { return len(s) }
+func (s plainStore) All() iter.Seq2[relay.Key, relay.Grant] { return maps.All(maps.Clone(s)) }
+
+// bench is a ledger with clocks in the test's hand.
+type bench struct {
+	*Ledger
+	t     *testing.T
+	store plainStore
+	now   relay.Now
+	fed   []relay.Batch
+	rules *relay.Rules
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t: t, store: plainStore{}, now: relay.Now{Wall: noon, Mono: time.Hour}}
+	b.rules = &relay.Rules{
+		GrantTTL: 30 * time.Minute, HoldOpenLogins: 12 * time.Hour, IPv6Prefix: 128, MaxGrants: 1000,
+		Services: []relay.Service{relay.POP3, relay.IMAP},
+	}
+	b.Ledger = New(Options{Store: b.store, Rules: b.rules, Now: func() relay.Now { return b.now },
+		Feed: func(batch relay.Batch) { b.fed = append(b.fed, batch) }})
+	return b
+}
+
+// pass lets time go by on both clocks; step moves the wall clock alone.
+func (b *bench) pass(d time.Duration) { b.now.Wall = b.now.Wall.Add(d); b.now.Mono += d }
+func (b *bench) step(d time.Duration) { b.now.Wall = b.now.Wall.Add(d) }
+
+func (b *bench) event(kind relay.EventKind, client netip.Addr, session string) relay.Event {
+	return relay.Event{Kind: kind, Client: client, User: "bob", Service: relay.IMAP, Session: session,
+		Time: b.now.Wall, Live: true, Source: "file:/var/log/mail.log", Format: "dovecot"}
+}
+
+func (b *bench) login(client netip.Addr, session string) Outcome {
+	o, _ := b.Event(b.event(relay.Login, client, session))
+	return o
+}
+
+func (b *bench) logout(session string) Outcome {
+	o, _ := b.Event(b.event(relay.Logout, netip.Addr{}, session))
+	return o
+}
+
+// pair shows the ledger that this source logs logouts.
+func (b *bench) pair() {
+	b.login(netip.MustParseAddr("192.0.2.200"), "pairing")
+	b.logout("pairing")
+}
+
+func (b *bench) live(client netip.Addr) bool {
+	g, ok := b.store.Get(relay.KeyOf(client, b.rules.IPv6Prefix))
+	return ok && g.Covers(client) && g.Live(b.now) && b.Allows(b.rules, &g, client)
+}
+
+func (b *bench) wantLive(client netip.Addr, want bool, what string) {
+	b.t.Helper()
+	if got := b.live(client); got != want {
+		b.t.Errorf("%s: live is %v, want %v", what, got, want)
+	}
+}
+
+func (b *bench) want(got, want Outcome, what string) {
+	b.t.Helper()
+	if got != want {
+		b.t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+func TestLoginGrantsForOneTTLFromItsOwnTime(t *testing.T) {
+	b := newBench(t)
+	ev := b.event(relay.Login, bob, "")
+	ev.Time = b.now.Wall.Add(-20 * time.Minute)
+	o, g := b.Event(ev)
+	b.want(o, Granted, "a login twenty minutes ago")
+	if want := ev.Time.Add(30 * time.Minute); !g.Expires.Equal(want) {
+		t.Errorf("expires %v, want %v", g.Expires, want)
+	}
+	b.pass(10*time.Minute - 1)
+	b.wantLive(bob, true, "just before its end")
+	b.pass(1)
+	b.wantLive(bob, false, "at its end")
+}
+
+func TestLaterLoginRenewsAndOlderNeverShortens(t *testing.T) {
+	b := newBench(t)
+	b.want(b.login(bob, ""), Granted, "first")
+	b.pass(10 * time.Minute)
+	b.want(b.login(bob, ""), Renewed, "second")
+	old := b.event(relay.Login, bob, "")
+	old.Time = noon
+	o, _ := b.Event(old)
+	b.want(o, Older, "the first once more")
+	b.pass(29 * time.Minute)
+	b.wantLive(bob, true, "29 minutes after the second")
+}
+
+func TestWhatNeverGrants(t *testing.T) {
+	b := newBench(t)
+	b.rules.NeverGrant = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+	b.rules.IgnoreUsers = []string{"scanner"}
+	own := netip.MustParseAddr("192.0.2.1")
+	b.own = func(a netip.Addr) bool { return a == own }
+	for _, tt := range []struct {
+		name   string
+		change func(*relay.Event)
+		want   Outcome
+	}{
+		{"stale", func(e *relay.Event) { e.Time = noon.Add(-30 * time.Minute) }, Stale},
+		{"from the future", func(e *relay.Event) { e.Time = noon.Add(time.Minute + 1) }, Future},
+		{"loopback", func(e *relay.Event) { e.Client = netip.MustParseAddr("127.0.0.1") }, Never},
+		{"no address", func(e *relay.Event) { e.Client = netip.Addr{} }, Never},
+		{"own address", func(e *relay.Event) { e.Client = own }, Never},
+		{"own address in its mapped form", func(e *relay.Event) { e.Client = netip.MustParseAddr("::ffff:192.0.2.1") }, Never},
+		{"never_grant", func(e *relay.Event) { e.Client = netip.MustParseAddr("198.51.100.200") }, Never},
+		{"ignore_users", func(e *relay.Event) { e.User = "Scanner@example.org" }, User},
+		{"another service", func(e *relay.Event) { e.Service = relay.Submission }, Service},
+		{"unknown service", func(e *relay.Event) { e.Service = relay.ServiceUnknown }, Service},
+	} {
+		ev := b.event(relay.Login, bob, "")
+		tt.change(&ev)
+		o, _ := b.Event(ev)
+		b.want(o, tt.want, tt.name)
+		if len(b.store) != 0 || len(b.fed) != 0 {
+			t.Fatalf("%s: left something behind", tt.name)
+		}
+	}
+	slightly := b.event(relay.Login, bob, "")
+	slightly.Time = noon.Add(30 * time.Second)
+	_, g := b.Event(slightly)
+	if !g.Login.Equal(noon) {
+		t.Errorf("a login half a minute ahead counts from %v, want from now", g.Login)
+	}
+}
+
+func TestRevokedClientStaysRevokedWhenItsLogIsReadAgain(t *testing.T) {
+	b := newBench(t)
+	first := b.event(relay.Login, bob, "")
+	b.Event(first)
+	b.pass(time.Minute)
+	taken, err := b.Revoke(relay.Revocation{Network: netip.PrefixFrom(bob, 32)}, 0, nil)
+	if err != nil || len(taken) != 1 {
+		t.Fatalf("revoke took %v, %v", taken, err)
+	}
+	b.wantLive(bob, false, "after the revocation")
+	first.Live = false
+	o, _ := b.Event(first)
+	b.want(o, Revoked, "the login read again")
+	b.pass(time.Second)
+	b.want(b.login(bob, ""), Granted, "a new login")
+	b.wantLive(bob, true, "after a new login")
+}
+
+func TestBlockOutlivesItsLogins(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Revoke(relay.Revocation{User: "BOB"}, time.Hour, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(55 * time.Minute)
+	during := b.event(relay.Login, bob, "")
+	o, _ := b.Event(during)
+	b.want(o, Revoked, "a login during the block")
+	if _, err := b.Grant(bob, time.Hour, "bob", "", false, nil); err != ErrBlocked {
+		t.Errorf("an operator's grant during the block: %v, want %v", err, ErrBlocked)
+	}
+	b.pass(6 * time.Minute)
+	o, _ = b.Event(during)
+	b.want(o, Revoked, "the same login read again after the block")
+	b.want(b.login(bob, ""), Granted, "a login after the block")
+}
+
+func TestOperatorsGrant(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Grant(netip.MustParseAddr("127.0.0.1"), time.Hour, "", "", false, nil); err != ErrNever {
+		t.Errorf("loopback: %v, want %v", err, ErrNever)
+	}
+	if _, err := b.Grant(bob, 25*time.Hour, "", "", false, nil); err != ErrTTL {
+		t.Errorf("25h: %v, want %v", err, ErrTTL)
+	}
+	if _, err := b.Grant(bob, 4*time.Hour, "", "the copier", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(time.Minute)
+	b.login(bob, "")
+	b.pass(3 * time.Hour)
+	b.wantLive(bob, true, "a shorter login does not displace an operator's grant")
+	b.pass(time.Hour)
+	b.wantLive(bob, false, "after its four hours")
+	loop := netip.MustParseAddr("127.0.0.1")
+	if _, err := b.Grant(loop, time.Hour, "", "", true, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.wantLive(loop, true, "forced")
+}
+
+func TestOperatorGrantsAfterRevokingInTheSameInstant(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Revoke(relay.Revocation{All: true}, 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Grant(bob, time.Hour, "", "", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.wantLive(bob, true, "granted after revoking")
+}
+
+func TestOpenSessionHoldsUntilLogoutAndOneTTL(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.login(bob, "s1")
+	b.pass(3 * time.Hour)
+	b.wantLive(bob, true, "session open for three hours")
+	b.want(b.logout("s1"), Closed, "logout")
+	b.pass(30*time.Minute - 1)
+	b.wantLive(bob, true, "one ttl after the logout")
+	b.pass(1)
+	b.wantLive(bob, false, "more than one ttl after the logout")
+}
+
+func TestSessionHoldsOnlyAfterTheSourceHasShownALogout(t *testing.T) {
+	b := newBench(t)
+	b.login(bob, "s1")
+	b.pass(31 * time.Minute)
+	b.wantLive(bob, false, "a server whose logouts were never seen")
+}
+
+func TestSessionEndsAtItsCeiling(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.login(bob, "s1")
+	b.pass(12*time.Hour - 1)
+	b.wantLive(bob, true, "before the ceiling")
+	b.pass(1)
+	b.wantLive(bob, false, "at the ceiling")
+	b.logout("s1")
+	b.wantLive(bob, false, "a logout after the ceiling brings nothing back")
+}
+
+func TestLogoutNeverGrants(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.store.Delete(relay.KeyOf(netip.MustParseAddr("192.0.2.200"), 128))
+	ev := b.event(relay.Logout, bob, "unknown")
+	b.Event(ev)
+	b.wantLive(bob, false, "a logout of an unknown session")
+	if len(b.store) != 0 {
+		t.Errorf("store holds %v", b.store)
+	}
+}
+
+func TestClosedSessionIsNotOpenedByItsLoginReadAgain(t *testing.T) {
+	b := newBench(t)
+	login := b.event(relay.Login, bob, "s1")
+	b.Event(login) // not paired yet: holds nothing
+	b.pass(time.Minute)
+	b.logout("s1") // shows the pairing
+	login.Live = false
+	b.Event(login)
+	b.pass(31 * time.Minute)
+	b.wantLive(bob, false, "an old log copied over the live one")
+}
+
+func TestGapAndRestartEndHolds(t *testing.T) {
+	for name, end := range map[string]func(*bench){
+		"gap":     func(b *bench) { b.Gap("file:/var/log/mail.log", b.now.Wall) },
+		"restart": func(b *bench) { b.Event(b.event(relay.Restart, netip.Addr{}, "")) },
+	} {
+		b := newBench(t)
+		b.pair()
+		b.login(bob, "s1")
+		b.pass(2 * time.Hour)
+		end(b)
+		b.wantLive(bob, true, name+": just after")
+		b.pass(30 * time.Minute)
+		b.wantLive(bob, false, name+": one ttl later")
+	}
+}
+
+func TestSessionsOfARevokedLoginHoldNoLonger(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.login(bob, "s1")
+	b.pass(time.Hour)
+	b.Revoke(relay.Revocation{User: "bob"}, 0, nil)
+	b.wantLive(bob, false, "after the revocation")
+	b.logout("s1")
+	b.wantLive(bob, false, "its logout brings nothing back")
+	b.pass(time.Minute)
+	b.login(bob, "s2")
+	b.logout("s2")
+	b.pass(31 * time.Minute)
+	b.wantLive(bob, false, "the old session does not prolong the new login")
+}
+
+func TestClockSetBackDoesNotProlong(t *testing.T) {
+	b := newBench(t)
+	first := b.event(relay.Login, bob, "")
+	b.Event(first)
+	b.pass(10 * time.Minute)
+	b.step(-time.Hour)
+	b.pass(20 * time.Minute)
+	b.wantLive(bob, false, "half an hour after the login by the clock that only runs forward")
+	first.Live = false
+	if o, _ := b.Event(first); o == Granted || o == Renewed {
+		t.Errorf("the old login read again after the step: %v", o)
+	}
+	b.wantLive(bob, false, "after the log was read again")
+	b.want(b.login(bob, ""), Granted, "a new login after the step")
+	b.wantLive(bob, true, "after a new login")
+}
+
+func TestRevocationTakesAGrantFromAFasterClock(t *testing.T) {
+	b := newBench(t)
+	b.step(time.Hour)
+	b.login(bob, "")
+	b.step(-time.Hour)
+	b.pass(time.Minute)
+	if taken, _ := b.Revoke(relay.Revocation{Network: netip.PrefixFrom(bob, 32)}, 0, nil); len(taken) != 1 {
+		t.Errorf("took %v", taken)
+	}
+	b.wantLive(bob, false, "after the revocation")
+}
+
+func TestUsersOldestGrantGoesFirst(t *testing.T) {
+	b := newBench(t)
+	b.rules.MaxGrantsPerUser = 3
+	for i := range 5 {
+		b.login(netip.AddrFrom4([4]byte{192, 0, 2, byte(10 + i)}), "")
+		b.pass(time.Second)
+	}
+	if len(b.store) != 3 {
+		t.Fatalf("%d grants, want 3", len(b.store))
+	}
+	b.wantLive(netip.MustParseAddr("192.0.2.11"), false, "the second oldest")
+	b.wantLive(netip.MustParseAddr("192.0.2.12"), true, "the third")
+	b.login(netip.MustParseAddr("192.0.2.12"), "") // renewed: no longer the oldest
+	b.pass(time.Second)
+	b.login(netip.MustParseAddr("192.0.2.20"), "")
+	b.wantLive(netip.MustParseAddr("192.0.2.12"), true, "a renewed one")
+	b.wantLive(netip.MustParseAddr("192.0.2.13"), false, "the one that is the oldest then")
+}
+
+func TestOne64HoldsNoMoreThanItsShare(t *testing.T) {
+	b := newBench(t)
+	for i := range MaxPer64 + 40 {
+		a := netip.MustParseAddr("2001:db8::").As16()
+		a[14], a[15] = byte(i>>8), byte(i)
+		ev := b.event(relay.Login, netip.AddrFrom16(a), "")
+		ev.User = "u" + string(rune('a'+i%26)) + string(rune('a'+i/26))
+		b.Event(ev)
+		b.pass(time.Second)
+	}
+	if len(b.store) != MaxPer64 {
+		t.Errorf("%d grants inside one /64, want %d", len(b.store), MaxPer64)
+	}
+}
+
+func TestFullTableRefusesNewGrantsAndSaysSo(t *testing.T) {
+	b := newBench(t)
+	b.rules.MaxGrants = 2
+	b.login(netip.MustParseAddr("192.0.2.1"), "")
+	b.login(netip.MustParseAddr("192.0.2.2"), "")
+	if b.Full(b.now) {
+		t.Error("full before anything was turned away")
+	}
+	b.want(b.login(bob, ""), Full, "the third")
+	b.want(b.login(netip.MustParseAddr("192.0.2.1"), ""), Older, "a renewal of the same second")
+	if !b.Full(b.now) {
+		t.Error("not full after a login was turned away")
+	}
+	b.pass(30 * time.Minute)
+	if b.Full(b.now) {
+		t.Error("still full a ttl later")
+	}
+}
+
+func TestNewRulesPurgeWhatTheyWouldNotHaveMade(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.login(bob, "s1")
+	b.login(eve, "")
+	b.login(netip.MustParseAddr("192.0.2.8"), "")
+	r := *b.rules
+	r.NeverGrant = []netip.Prefix{netip.PrefixFrom(eve, 32)}
+	r.GrantTTL = 5 * time.Minute
+	r.HoldOpenLogins = 10 * time.Minute
+	if n := b.SetRules(&r); n != 1 {
+		t.Errorf("purged %d, want 1", n)
+	}
+	b.rules = &r
+	b.wantLive(eve, false, "in never_grant now")
+	b.pass(5 * time.Minute)
+	b.wantLive(netip.MustParseAddr("192.0.2.8"), false, "under the shorter ttl")
+	b.wantLive(bob, true, "held by its session")
+	b.pass(5 * time.Minute)
+	b.wantLive(bob, false, "beyond the shorter ceiling")
+}
+
+func TestSnapshotRestoresEverything(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.login(bob, "s1")
+	b.login(eve, "")
+	b.Grant(netip.MustParseAddr("192.0.2.50"), 5*time.Hour, "", "note", false, nil)
+	b.pass(time.Minute)
+	b.Revoke(relay.Revocation{Network: netip.PrefixFrom(eve, 32)}, 0, nil)
+	c := newBench(t)
+	c.now = b.now
+	c.now.Mono = 0
+	out := c.Restore(b.Snapshot())
+	if out.Grants != 3 || out.Revoked != 1 {
+		t.Errorf("restored %+v, want 3 grants and 1 revocation", out)
+	}
+	c.wantLive(eve, false, "revoked before the restart")
+	c.pass(2 * time.Hour)
+	c.wantLive(bob, true, "its session is still open")
+	c.logout("s1")
+	c.pass(31 * time.Minute)
+	c.wantLive(bob, false, "its logout was read after the restart")
+	c.wantLive(netip.MustParseAddr("192.0.2.50"), true, "the operator's grant")
+	c.pass(2 * time.Hour)
+	c.wantLive(netip.MustParseAddr("192.0.2.50"), true, "the operator's grant 4h32m on")
+	c.pass(30 * time.Minute)
+	c.wantLive(netip.MustParseAddr("192.0.2.50"), false, "the operator's grant after five hours")
+}
+
+func TestRestoreNeverAdds(t *testing.T) {
+	g := relay.Grant{Client: bob, Prefix: 32, User: "bob", Service: relay.IMAP, Source: "s", Login: noon, Expires: noon.Add(30 * time.Minute)}
+	for _, tt := range []struct {
+		name   string
+		change func(*relay.Change)
+		ends   time.Duration // from noon; 0: nothing is granted
+	}{
+		{"as saved", func(*relay.Change) {}, 30 * time.Minute},
+		{"longer than the ttl", func(c *relay.Change) { c.Grant.Expires = noon.Add(20 * time.Hour) }, 30 * time.Minute},
+		{"ceiling beyond the ceiling", func(c *relay.Change) { c.Grant.Session = "x"; c.Ceiling = noon.Add(90 * time.Hour) }, 12 * time.Hour},
+		{"from the future", func(c *relay.Change) {
+			c.Grant.Login = noon.Add(time.Hour)
+			c.Grant.Expires = noon.Add(90 * time.Minute)
+		}, 0},
+		{"prefix 0", func(c *relay.Change) { c.Grant.Prefix = 0 }, 0},
+		{"prefix of another configuration", func(c *relay.Change) { c.Grant.Prefix = 24 }, 0},
+		{"a service no longer served", func(c *relay.Change) { c.Grant.Service = relay.Sieve }, 0},
+		{"loopback", func(c *relay.Change) { c.Grant.Client = netip.MustParseAddr("127.0.0.1") }, 0},
+		{"operator's for a year", func(c *relay.Change) { c.Grant.Operator = true; c.Grant.Expires = noon.Add(9000 * time.Hour) }, 24 * time.Hour},
+	} {
+		b := newBench(t)
+		c := relay.Change{Kind: relay.ChangeGrant, Grant: g}
+		tt.change(&c)
+		b.Restore(slices.Values([]relay.Change{c}))
+		if tt.ends == 0 {
+			if len(b.Grants()) != 0 {
+				t.Errorf("%s: granted %+v", tt.name, b.Grants())
+			}
+			continue
+		}
+		b.pass(tt.ends - 1)
+		b.wantLive(c.Grant.Client, true, tt.name+": just before its end")
+		b.pass(1)
+		b.wantLive(c.Grant.Client, false, tt.name+": at its end")
+	}
+}
