@@ -1,0 +1,274 @@
+package watcher
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Custody of a log: who could put another file in its place, or write to it.
+//
+// Whoever can do that can forge a login. So the file and every directory and
+// symbolic link on the way to it must belong to root or to the daemon's own
+// user; a system account (uid below 1000) that owns the log itself may own
+// directories too, for it writes the lines anyway (/var/log/dovecot of user
+// dovecot). Nobody else may be able to write to any of them. A sticky
+// directory is fine, as its owners' files can't be replaced by others. A group
+// may write when it is a system group or the daemon's own and the machine's
+// passwd and group files show no ordinary user in it: Ubuntu's /var/log is
+// root:syslog, mode 0775.
+
+const firstOrdinaryID = 1000 // UID_MIN of login.defs; what is below belongs to the system
+
+// custody judges ways to log files. The two files are those of the machine,
+// except in tests.
+type custody struct {
+	self          uint32 // the daemon's uid
+	passwd, group string
+}
+
+func newCustody() custody {
+	return custody{self: uint32(os.Geteuid()), passwd: "/etc/passwd", group: "/etc/group"}
+}
+
+// distrust is why a file is not read though it could be.
+type distrust struct{ path, why, remedy string }
+
+func (d *distrust) Error() string { return fmt.Sprintf("%s %s; %s", d.path, d.why, d.remedy) }
+
+// place is a name in a directory at which the way to the log may change.
+type place struct{ dir, name string }
+
+// way is how a path leads to a file.
+type way struct {
+	real    string  // the path without symbolic links
+	info    stat    // of what is there
+	turns   []place // symbolic links on the way, and where the way ends too early
+	foreign []place // directories owned by a system account, which must own the log too
+	owners  []uint32
+}
+
+type stat = syscall.Stat_t
+
+// follow walks the path from the root and checks every step. The way is good
+// for its turns even when there is an error.
+func (c custody) follow(path string) (way, error) {
+	var w way
+	if err := c.directory(&w, "/"); err != nil {
+		return w, err
+	}
+	at, links := "/", 0
+	rest := strings.Split(path, "/")
+	for len(rest) > 0 {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = filepath.Dir(at)
+			continue
+		}
+		next := filepath.Join(at, name)
+		var st stat
+		if err := syscall.Lstat(next, &st); err != nil {
+			w.turns = append(w.turns, place{at, name})
+			return w, &fs.PathError{Op: "open", Path: next, Err: err}
+		}
+		switch {
+		case st.Mode&syscall.S_IFMT == syscall.S_IFLNK:
+			w.turns = append(w.turns, place{at, name})
+			if links++; links > 40 {
+				return w, &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
+			}
+			if st.Uid != 0 && st.Uid != c.self {
+				return w, &distrust{next, fmt.Sprintf("is a symbolic link of uid %d, who can point it elsewhere", st.Uid),
+					"it must belong to root: chown -h root " + next}
+			}
+			target, err := os.Readlink(next)
+			if err != nil {
+				return w, err
+			}
+			if strings.HasPrefix(target, "/") {
+				at = "/"
+			}
+			rest = append(strings.Split(target, "/"), rest...)
+		case len(rest) > 0 && strings.Trim(strings.Join(rest, ""), ".") != "":
+			if st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+				w.turns = append(w.turns, place{at, name})
+				return w, &fs.PathError{Op: "open", Path: next, Err: syscall.ENOTDIR}
+			}
+			if err := c.directory(&w, next); err != nil {
+				w.turns = append(w.turns, place{at, name})
+				return w, err
+			}
+			at = next
+		default:
+			w.real, w.info = next, st
+			if err := c.file(&w, next, &st); err != nil {
+				w.turns = append(w.turns, place{at, name})
+				return w, err
+			}
+			return w, nil
+		}
+	}
+	return w, fmt.Errorf("%s is a directory; name the log file in it", path)
+}
+
+// directory checks one directory on the way.
+func (c custody) directory(w *way, dir string) error {
+	var st stat
+	if err := syscall.Lstat(dir, &st); err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	if st.Uid != 0 && st.Uid != c.self {
+		if st.Uid >= firstOrdinaryID {
+			return &distrust{dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", st.Uid),
+				"it must belong to root: chown root " + dir}
+		}
+		w.foreign = append(w.foreign, place{dir: dir})
+		w.owners = append(w.owners, st.Uid)
+	}
+	if st.Mode&syscall.S_ISVTX != 0 {
+		return nil
+	}
+	return c.writers(dir, &st, "so that anybody can put another log in its place")
+}
+
+// file checks the log itself.
+func (c custody) file(w *way, path string, st *stat) error {
+	if st.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		return fmt.Errorf("%s is %s; a log must be a regular file", path, kindOf(st.Mode))
+	}
+	if st.Uid >= firstOrdinaryID && st.Uid != c.self {
+		return &distrust{path, fmt.Sprintf("belongs to uid %d, who can write logins into it", st.Uid),
+			"it must belong to root or to the account of the logging daemon: chown root " + path}
+	}
+	for i, owner := range w.owners {
+		if owner != st.Uid {
+			return &distrust{w.foreign[i].dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", owner),
+				"it must belong to root, or to the log's own owner: chown root " + w.foreign[i].dir}
+		}
+	}
+	return c.writers(path, st, "so that anybody can write logins into it")
+}
+
+// writers checks who besides the owner may write.
+func (c custody) writers(path string, st *stat, danger string) error {
+	if st.Mode&syscall.S_IWOTH != 0 {
+		return &distrust{path, "is writable by everybody, " + danger, "chmod o-w " + path}
+	}
+	if st.Mode&syscall.S_IWGRP == 0 {
+		return nil
+	}
+	// With an access list the group bits are the widest of all its entries.
+	if n, err := syscall.Getxattr(path, "system.posix_acl_access", nil); err == nil && n > 0 {
+		return &distrust{path, "has an access list that lets others write", "setfacl -b " + path + " or chmod g-w " + path}
+	}
+	if st.Gid >= firstOrdinaryID && st.Gid != uint32(os.Getegid()) {
+		return &distrust{path, fmt.Sprintf("is writable by group %d, which is no system group", st.Gid), "chmod g-w " + path}
+	}
+	if who := c.ordinaryMember(st.Gid); who != "" {
+		return &distrust{path, fmt.Sprintf("is writable by group %d, to which user %s belongs", st.Gid, who), "chmod g-w " + path}
+	}
+	return nil
+}
+
+// ordinaryMember names a user of the group who is neither the system's nor the
+// daemon's own; empty if the machine's files show none.
+func (c custody) ordinaryMember(gid uint32) string {
+	ordinary := map[string]bool{}
+	found := ""
+	fields(c.passwd, func(f []string) {
+		if len(f) < 4 {
+			return
+		}
+		uid, err := strconv.ParseUint(f[2], 10, 32)
+		if err != nil || uid < firstOrdinaryID || uint32(uid) == c.self {
+			return
+		}
+		ordinary[f[0]] = true
+		if f[3] == strconv.FormatUint(uint64(gid), 10) {
+			found = f[0]
+		}
+	})
+	fields(c.group, func(f []string) {
+		if len(f) < 4 || f[2] != strconv.FormatUint(uint64(gid), 10) {
+			return
+		}
+		for who := range strings.SplitSeq(f[3], ",") {
+			if ordinary[who] {
+				found = who
+			}
+		}
+	})
+	return found
+}
+
+// fields calls do for each line of a colon-separated file. A file that can't
+// be read has none.
+func fields(path string, do func([]string)) {
+	f, err := os.Open(path)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		do(strings.Split(s.Text(), ":"))
+	}
+}
+
+func kindOf(mode uint32) string {
+	switch mode & syscall.S_IFMT {
+	case syscall.S_IFDIR:
+		return "a directory"
+	case syscall.S_IFIFO:
+		return "a fifo"
+	case syscall.S_IFSOCK:
+		return "a socket"
+	default:
+		return "a device"
+	}
+}
+
+// openChecked opens a file in a directory that has been checked, without ever
+// waiting for it and without following a link, and checks what it got.
+func (c custody) openChecked(w way) (fd int, st stat, err error) {
+	fd, err = syscall.Open(w.real, syscall.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW|syscall.O_CLOEXEC|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return -1, st, &fs.PathError{Op: "open", Path: w.real, Err: err}
+	}
+	if err = syscall.Fstat(fd, &st); err == nil {
+		err = c.file(&w, w.real, &st)
+	}
+	if err != nil {
+		syscall.Close(fd)
+		return -1, st, err
+	}
+	return fd, st, nil
+}
+
+// explain turns an error of the way into what the administrator can do.
+func explain(path string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: no such file; it is read as soon as it is there", missing(err, path))
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s: permission denied; the popgate user must be in the group that may read it (adm on Debian)", missing(err, path))
+	}
+	return err
+}
+
+// missing gives the path an error is about.
+func missing(err error, path string) string {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return p.Path
+	}
+	return path
+}

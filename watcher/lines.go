@@ -1,0 +1,118 @@
+package watcher
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+)
+
+// MaxLine is how long a line may be, without its newline. A longer one is
+// dropped whole: cut in two, its second half could read like a login.
+const MaxLine = 64 << 10
+
+// ErrLongLine stands for a line over MaxLine, which is dropped.
+var ErrLongLine = errors.New("line longer than 64 KiB: dropped")
+
+// ErrFragment stands for what follows the last newline: it may be half a line,
+// so it is not judged.
+var ErrFragment = errors.New("last line has no newline: not judged")
+
+// chunk is how much is read at once; it must hold more than one longest line.
+const chunk = 256 << 10
+
+// cut is what a cutter made of the bytes it was given.
+type cut uint8
+
+const (
+	cutMore cut = iota // no newline yet: give it more
+	cutLine            // a line
+	cutLong            // the end of a line that was too long
+)
+
+// cutter cuts a stream of bytes into lines. Its zero value stands at the start
+// of a line.
+type cutter struct {
+	skipping bool // inside a line that is already too long
+}
+
+// next cuts one line off b and says how many bytes it used up. With cutMore
+// what is left unused must be given again, with more behind it.
+func (c *cutter) next(b []byte) (line []byte, used int, what cut) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 {
+		if c.skipping || len(b) > MaxLine {
+			c.skipping = true
+			return nil, len(b), cutMore
+		}
+		return nil, 0, cutMore
+	}
+	if c.skipping || i > MaxLine {
+		c.skipping = false
+		return nil, i + 1, cutLong
+	}
+	return b[:i], i + 1, cutLine
+}
+
+// Lines reads a finished log, plain or gzipped, line by line by the same rule
+// as a live one: for each line its text (good until the next one) or
+// ErrLongLine, at the end ErrFragment if the last line has no newline, and the
+// error that ended the reading, if one did.
+func Lines(r io.Reader) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		r, err := unpacked(r)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		var c cutter
+		buf := make([]byte, chunk)
+		start, end := 0, 0
+		for {
+			n, err := r.Read(buf[end:])
+			end += n
+			for start < end {
+				line, used, what := c.next(buf[start:end])
+				start += used
+				if what == cutMore {
+					break
+				}
+				if what == cutLong && !yield(nil, ErrLongLine) || what == cutLine && !yield(line, nil) {
+					return
+				}
+			}
+			if err == io.EOF {
+				if start < end || c.skipping {
+					yield(nil, ErrFragment)
+				}
+				return
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if start == end {
+				start, end = 0, 0
+			} else if len(buf)-end < chunk/2 {
+				end = copy(buf, buf[start:end])
+				start = 0
+			}
+		}
+	}
+}
+
+// unpacked gives the plain text of what may be gzipped, told by its first bytes.
+func unpacked(r io.Reader) (io.Reader, error) {
+	b := bufio.NewReaderSize(r, 4096)
+	if magic, _ := b.Peek(2); len(magic) < 2 || magic[0] != 0x1f || magic[1] != 0x8b {
+		return b, nil
+	}
+	z, err := gzip.NewReader(b)
+	if err != nil {
+		return nil, fmt.Errorf("looks gzipped but is not: %w", err)
+	}
+	return z, nil
+}

@@ -1,0 +1,344 @@
+package watcher
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"popgate/internal/relay"
+	"popgate/watcher/format"
+)
+
+const (
+	// ancient is the size from which a file that appears is not read from its
+	// start, but from where its lines are young enough to matter.
+	ancient = 1 << 20
+	// maxCatchUp bounds what is read from one file because of a saved position:
+	// behind it, only what is young enough.
+	maxCatchUp = 256 << 20
+	// maxUnpacked bounds what is unpacked of one gzipped file.
+	maxUnpacked = 1 << 30
+	// maxSiblings bounds how many rotated files are looked at.
+	maxSiblings = 16
+	// slack is how much the stamps of a log may run backwards (a clock being
+	// set) without a line being passed over.
+	slack = 10 * time.Minute
+)
+
+// begin finds where to start: at the saved position, here or in a rotated
+// sibling, else at what was logged within the window. The current file may be
+// missing.
+func (w *follower) begin() {
+	w.begun = true
+	from := w.from
+	if !from.IsZero() {
+		if w.cur != nil && w.cur.dev == from.Device && w.cur.ino == from.Inode && w.cur.holds(from) {
+			w.goOn(w.cur, from.Offset)
+			return
+		}
+		if w.beginInSibling(from) {
+			return
+		}
+		w.emit(Record{Kind: Gap}) // the place is gone, and what followed it perhaps too
+	}
+	w.beginAt(w.now().Add(-w.window))
+}
+
+// goOn reads a file on from a position, or from later where that is too far back.
+func (w *follower) goOn(t *tail, offset int64) {
+	size, _ := t.size()
+	if size-offset > maxCatchUp {
+		if at := w.sinceIn(t, w.now().Add(-w.window)); at > offset {
+			w.emit(Record{Kind: Gap})
+			offset = at
+		}
+	}
+	w.restart(t, offset)
+}
+
+// beginInSibling looks for the place in the rotated files, reads the one that
+// has it on from there and everything rotated after it from its start.
+func (w *follower) beginInSibling(from relay.Position) bool {
+	all := w.siblings(from.Time)
+	for _, byInode := range [...]bool{true, false} {
+		for i, s := range all {
+			if byInode && (s.gz || s.dev != from.Device || s.ino != from.Inode) {
+				continue
+			}
+			if from.Offset == 0 && !byInode || !w.take(s, &from) {
+				continue
+			}
+			for _, newer := range slices.Backward(all[:i]) {
+				if newer.dev != s.dev || newer.ino != s.ino {
+					w.take(newer, nil)
+				}
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// beginAt starts with what was logged since a time, in the current file and,
+// where that is younger, in the rotated ones.
+func (w *follower) beginAt(since time.Time) {
+	if w.cur != nil {
+		at := w.sinceIn(w.cur, since)
+		w.restart(w.cur, at)
+		if at > 0 {
+			return
+		}
+	}
+	for _, s := range slices.Backward(w.siblings(since)) {
+		if s.gz {
+			w.unpack(s, nil, since)
+		} else if t := w.open(s); t != nil {
+			w.restart(t, w.sinceIn(t, since))
+			w.old = append(w.old, t)
+		}
+	}
+}
+
+// take reads a sibling: from a place in it, if it has that place, or all of it.
+func (w *follower) take(s sibling, from *relay.Position) bool {
+	if s.gz {
+		return w.unpack(s, from, time.Time{})
+	}
+	t := w.open(s)
+	switch {
+	case t == nil:
+		return false
+	case from == nil:
+		w.goOn(t, 0)
+	case t.holds(*from):
+		w.goOn(t, from.Offset)
+	default:
+		w.shut(t)
+		return false
+	}
+	w.old = append(w.old, t)
+	return true
+}
+
+// copyOf looks for the copy that copytruncate made of a file before it emptied
+// it, and gives it at the place up to which the file had been read.
+func (w *follower) copyOf(t *tail) *tail {
+	place := t.position()
+	if place.Offset == 0 {
+		return nil
+	}
+	for _, s := range w.siblings(t.grown.Add(-time.Second)) {
+		if s.gz || t.dev == s.dev && t.ino == s.ino || w.opened(s) {
+			continue
+		}
+		if c := w.open(s); c != nil {
+			if c.holds(place) && c.seek(place.Offset) == nil {
+				return c
+			}
+			w.shut(c)
+		}
+	}
+	return nil
+}
+
+// sibling is a rotated log beside the one that is read.
+type sibling struct {
+	path     string
+	dev, ino uint64
+	changed  time.Time
+	gz       bool
+}
+
+// siblings lists the rotated logs that were written to since a time, the
+// newest first.
+func (w *follower) siblings(since time.Time) []sibling {
+	names, err := os.ReadDir(w.dir)
+	if err != nil {
+		return nil
+	}
+	var found []sibling
+	for _, e := range names {
+		if !rotated(e.Name(), w.base) {
+			continue
+		}
+		var st stat
+		path := filepath.Join(w.dir, e.Name())
+		if syscall.Lstat(path, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG ||
+			modified(&st).Before(since) || w.cur.is(&st) {
+			continue
+		}
+		found = append(found, sibling{path, st.Dev, st.Ino, modified(&st), strings.HasSuffix(path, ".gz")})
+	}
+	slices.SortFunc(found, func(a, b sibling) int {
+		if c := b.changed.Compare(a.changed); c != 0 {
+			return c
+		}
+		return strings.Compare(a.path, b.path) // mail.log.1 is newer than mail.log.2
+	})
+	// gzip keeps the time of what it packs; where both are there, one is enough.
+	found = slices.DeleteFunc(found, func(s sibling) bool {
+		return s.gz && slices.ContainsFunc(found, func(o sibling) bool { return o.path+".gz" == s.path })
+	})
+	return found[:min(len(found), maxSiblings)]
+}
+
+// rotated says whether name is what logrotate and its like make of base:
+// mail.log.1, mail.log-20261122, mail.log.2.gz, mail.log.old, and with
+// logrotate's "extension" mail-20261122.log.
+func rotated(name, base string) bool {
+	name = strings.TrimSuffix(name, ".gz")
+	ext := filepath.Ext(base)
+	mark, ok := strings.CutPrefix(name, base)
+	if !ok && ext != "" {
+		if mark, ok = strings.CutPrefix(name, strings.TrimSuffix(base, ext)); ok {
+			mark, ok = strings.CutSuffix(mark, ext)
+		}
+	}
+	if !ok || len(mark) < 2 || mark[0] != '.' && mark[0] != '-' {
+		return false
+	}
+	return mark == ".old" || '0' <= mark[1] && mark[1] <= '9' && strings.Trim(mark, "0123456789.-_:T") == ""
+}
+
+// open opens a sibling, by the same rules as the log itself.
+func (w *follower) open(s sibling) *tail {
+	fd, st, err := w.custody.openChecked(way{real: s.path})
+	if err != nil {
+		return nil
+	}
+	w.hints.file(fd)
+	return newTail(fd, &st)
+}
+
+func (w *follower) opened(s sibling) bool {
+	return slices.ContainsFunc(w.old, func(t *tail) bool { return t.dev == s.dev && t.ino == s.ino })
+}
+
+// unpack hands over the lines of a gzipped sibling: those after a place, if it
+// has that place, or those since a time.
+func (w *follower) unpack(s sibling, from *relay.Position, since time.Time) bool {
+	t := w.open(s)
+	if t == nil {
+		return false
+	}
+	defer w.shut(t)
+	z, err := gzip.NewReader(bufio.NewReader(io.NewSectionReader(t, 0, 1<<62)))
+	if err != nil {
+		return false
+	}
+	r := bufio.NewReaderSize(io.LimitReader(z, maxUnpacked), keep)
+	if from != nil && !reach(r, from) {
+		return false
+	}
+	young := since.IsZero()
+	for line, err := range Lines(r) {
+		switch {
+		case err != nil:
+			w.emit(Record{Kind: Gap})
+		case young || !w.older(line, since):
+			young = true
+			w.emit(Record{Kind: Line, Text: line})
+		}
+		if w.stopped {
+			break
+		}
+	}
+	if n, _ := r.Peek(1); len(n) > 0 {
+		w.emit(Record{Kind: Gap})
+	}
+	return true
+}
+
+// reach reads up to a place and says whether it is the right one.
+func reach(r *bufio.Reader, from *relay.Position) bool {
+	n := min(from.Offset, keep)
+	if _, err := io.CopyN(io.Discard, r, from.Offset-n); err != nil {
+		return false
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(r, b)
+	return err == nil && n > 0 && b[n-1] == '\n' && sum(b) == from.Sum
+}
+
+// skipAncient lets a big file that appeared, or was put in the place of
+// another, begin where its lines matter.
+func (w *follower) skipAncient(t *tail) {
+	if size, _ := t.size(); size > ancient {
+		w.restart(t, w.sinceIn(t, w.now().Add(-w.window)))
+	}
+}
+
+// sinceIn finds the start of a line from which on a file holds everything
+// that was logged since a time: in steps from the end that grow, then by
+// halving. Where stamps can't be read it errs to the front.
+func (w *follower) sinceIn(t *tail, since time.Time) int64 {
+	since = since.Add(-slack)
+	size, _ := t.size()
+	lo, hi := int64(0), size
+	for span := int64(MaxLine); span < size; span *= 4 {
+		if lo = size - span; w.olderAt(t, lo, since) {
+			break
+		}
+		lo, hi = 0, lo
+	}
+	for hi-lo > MaxLine {
+		if mid := lo + (hi-lo)/2; w.olderAt(t, mid, since) {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	if lo == 0 {
+		return 0
+	}
+	return w.lineStart(t, lo)
+}
+
+// olderAt says whether the first stamp behind an offset is older than a time.
+func (w *follower) olderAt(t *tail, at int64, than time.Time) bool {
+	n, _ := t.ReadAt(w.buf, at)
+	b := w.buf[:n]
+	for first := true; ; first = false {
+		i := bytes.IndexByte(b, '\n')
+		if i < 0 {
+			return false
+		}
+		if stamp, ok := w.stamp(b[:i]); ok && !first {
+			return stamp.Before(than)
+		}
+		b = b[i+1:]
+	}
+}
+
+// older says whether a line's stamp can be read and is older than a time.
+func (w *follower) older(line []byte, than time.Time) bool {
+	stamp, ok := w.stamp(line)
+	return ok && stamp.Before(than.Add(-slack))
+}
+
+func (w *follower) stamp(line []byte) (time.Time, bool) {
+	var m format.Message
+	if len(line) > MaxLine || !format.Split(line, &m) {
+		return time.Time{}, false
+	}
+	stamp, _, ok := m.Stamp.Time(w.now(), w.zone)
+	return stamp, ok
+}
+
+// lineStart gives the start of the first line behind an offset; 0 if it finds
+// none.
+func (w *follower) lineStart(t *tail, at int64) int64 {
+	n, _ := t.ReadAt(w.buf, at)
+	i := bytes.IndexByte(w.buf[:n], '\n')
+	if i < 0 {
+		return 0
+	}
+	return at + int64(i) + 1
+}

@@ -1,0 +1,57 @@
+// Package watcher reads logins from where POP and IMAP servers log them.
+//
+// A Source hides how its log is moved about: rotation, truncation, a file that
+// is not there yet, a reader that must be started again. Watch turns what a
+// source reads into events, in the order of the log, and hands each one over
+// before the position that stands for it. A source's trouble goes to its
+// health; it never ends the daemon and never invents a line.
+//
+// What is promised about a line: it is handed over only whole, ended by \n, at
+// most MaxLine bytes long and unchanged. Lines may be handed over twice (after
+// a restart, or when a log is replaced by a copy of itself), never in pieces.
+// Where a line may be missing a Gap stands in its place. What can't be promised:
+// lines that copytruncate drops between its copy and its truncation, and whether
+// the program that wrote a line to a syslog file was the one it names.
+package watcher
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+// Kind says what a Record is.
+type Kind uint8
+
+const (
+	Line     Kind = iota // Text is one whole line
+	Gap                  // one or more lines may be missing here
+	CaughtUp             // everything there was to read has been handed over
+	Down                 // the source can't be read at the moment; Err says why. CaughtUp ends it
+)
+
+// Record is one thing a source has to tell.
+type Record struct {
+	Kind    Kind
+	Text    []byte    // Line: without its newline; good until the next record
+	Arrived time.Time // when it was read
+	// Live says that the line was seen being written. A line that was already
+	// there when its file was opened may be of any age, whatever its stamp
+	// says: a stamp without a year comes round again.
+	Live     bool
+	Position relay.Position // not zero: everything up to it has been handed over once this record has
+	Unit     string         // the trusted unit it came from, where the source knows one
+	Err      error          // Down: where, what, and what would be right
+}
+
+// Source is one place logins are read from. Its records are read by one
+// goroutine, and once at a time.
+type Source interface {
+	Name() string // as in the configuration and in status: "file:/var/log/mail.log"
+	Type() string // file, journal, syslog or push
+	// Records reads on from a position, or, when there is none or it can't be
+	// found again, from about the time since. It ends when ctx does.
+	Records(ctx context.Context, from relay.Position, since time.Time) iter.Seq[Record]
+}
