@@ -50,8 +50,8 @@ func (s *State) Load(each func(relay.Change)) Loaded {
 	if err != nil {
 		l.damage("state_dir "+s.dir, err)
 	}
-	s.snapshot(&l, slices.Contains(names, snapshotName))
-	s.changes(&l, names)
+	s.readSnapshot(&l, slices.Contains(names, snapshotName))
+	s.readChanges(&l, names)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for source, p := range l.out.Positions {
@@ -65,8 +65,8 @@ func (s *State) Load(each func(relay.Change)) Loaded {
 	return l.out
 }
 
-// snapshot reads the snapshot, when there is one.
-func (s *State) snapshot(l *loader, there bool) {
+// readSnapshot reads the snapshot, when there is one.
+func (s *State) readSnapshot(l *loader, there bool) {
 	l.next = 1
 	if !there {
 		return
@@ -99,8 +99,8 @@ func (s *State) snapshot(l *loader, there bool) {
 	}
 }
 
-// changes reads the changes that came after the snapshot.
-func (s *State) changes(l *loader, names []string) {
+// readChanges reads the changes that came after the snapshot.
+func (s *State) readChanges(l *loader, names []string) {
 	var firsts []uint64
 	for _, name := range names {
 		if first, ok := firstOf(name); ok {
@@ -112,12 +112,12 @@ func (s *State) changes(l *loader, names []string) {
 	}
 	slices.Sort(firsts)
 	for _, first := range firsts {
-		s.changesFrom(l, first)
+		s.readChangesFrom(l, first)
 	}
 	l.cutShort(l.behind == 0)
 }
 
-func (s *State) changesFrom(l *loader, first uint64) {
+func (s *State) readChangesFrom(l *loader, first uint64) {
 	path := s.dir + "/" + changesName(first)
 	// A crash leaves a file cut short, and the next goes on where it ended.
 	l.cutShort(first == l.next)

@@ -537,9 +537,9 @@ func TestWhatWaitsForAFullDiskIsBoundedAndNotLost(t *testing.T) {
 		}
 		b.Source, b.Position = "s", relay.Position{Offset: int64(i + 100)}
 		d.put(t, false, b)
-		d.mu.Lock()
+		d.State.mu.Lock()
 		held := d.held
-		d.mu.Unlock()
+		d.State.mu.Unlock()
 		if held > maxHeld+batchSize {
 			t.Fatalf("%d bytes held, the bound is %d", held, maxHeld)
 		}
