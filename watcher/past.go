@@ -180,13 +180,25 @@ func (w *follower) siblings(since time.Time) []sibling {
 		if c := b.changed.Compare(a.changed); c != 0 {
 			return c
 		}
-		return strings.Compare(a.path, b.path) // mail.log.1 is newer than mail.log.2
+		return byName(a.path, b.path)
 	})
 	// gzip keeps the time of what it packs; where both are there, one is enough.
 	found = slices.DeleteFunc(found, func(s sibling) bool {
 		return s.gz && slices.ContainsFunc(found, func(o sibling) bool { return o.path+".gz" == s.path })
 	})
 	return found[:min(len(found), maxSiblings)]
+}
+
+// byName orders rotated files of the same time, the newest first: mail.log.1
+// before mail.log.2, and mail.log-20261122 before mail.log-20261121.
+func byName(a, b string) int {
+	if i := strings.LastIndexByte(a, '-'); i > strings.LastIndexByte(a, '/') {
+		return strings.Compare(b, a)
+	}
+	if len(a) != len(b) {
+		return len(a) - len(b)
+	}
+	return strings.Compare(a, b)
 }
 
 // rotated says whether name is what logrotate and its like make of base:
