@@ -47,6 +47,9 @@ func (l *lockedBuffer) String() string {
 }
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(fewFilesEnv); path != "" {
+		os.Exit(serveWithFewFiles(path))
+	}
 	log.SetOutput(&libraryLog)
 	code := m.Run()
 	if s := libraryLog.String(); s != "" {
