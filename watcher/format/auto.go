@@ -1,0 +1,81 @@
+package format
+
+import (
+	"bytes"
+
+	"popgate/internal/relay"
+)
+
+// auto is the parser that finds out which server writes the log. It decides
+// by the journal's trusted unit where there is one, else by a tag that belongs
+// to one server only; "pop3d" and "imapd" belong to several, so they decide
+// nothing, whatever the line says. It decides once: what comes later, perhaps
+// from somebody who would like another grammar, changes nothing.
+type auto struct {
+	chosen Parser
+	// courier sees every message before the choice, for its defence lives on
+	// what came before.
+	courier courier
+}
+
+func (a *auto) Gap() {
+	if a.chosen != nil {
+		a.chosen.Gap()
+		return
+	}
+	a.courier.Gap()
+}
+
+func (a *auto) Parse(m *Message) (relay.Event, Result) {
+	if a.chosen == nil {
+		switch serverOf(m) {
+		case "dovecot":
+			a.chosen = new(dovecot)
+		case "courier":
+			a.chosen = &a.courier
+		case "cyrus":
+			a.chosen = new(cyrus)
+		default:
+			a.courier.Parse(m)
+			return relay.Event{}, None
+		}
+	}
+	return a.chosen.Parse(m)
+}
+
+// serverOf names the server a message gives away, if it does.
+func serverOf(m *Message) string {
+	if m.Unit != nil {
+		return serverOfUnit(m.Unit)
+	}
+	if m.Transport == DovecotFile {
+		return "dovecot"
+	}
+	switch string(m.Tag) {
+	case "dovecot":
+		return "dovecot"
+	case "pop3d-ssl", "imapd-ssl", "authdaemond", "courierd", "courieresmtp", "courieresmtpd":
+		return "courier"
+	}
+	if bytes.HasPrefix(m.Tag, []byte("cyrus/")) || string(m.Tag) == "cyrus" {
+		return "cyrus"
+	}
+	return ""
+}
+
+// serverOfUnit goes by the unit alone: with a unit at hand a tag proves
+// nothing, any local user can log under any tag.
+func serverOfUnit(unit []byte) string {
+	name, ok := bytes.CutSuffix(unit, []byte(".service"))
+	switch {
+	case !ok:
+		return ""
+	case string(name) == "dovecot":
+		return "dovecot"
+	case bytes.HasPrefix(name, []byte("courier-")):
+		return "courier"
+	case string(name) == "cyrus-imapd", string(name) == "cyrus-imap", string(name) == "cyrus":
+		return "cyrus"
+	}
+	return ""
+}

@@ -1,0 +1,256 @@
+package format
+
+import (
+	"bytes"
+
+	"popgate/internal/relay"
+)
+
+// dovecot reads Dovecot 2.2 to 2.4. Its lines need no memory: each login
+// stands in one line, and a logout carries the session id of its login.
+//
+//	imap-login: Login: user=<U>, method=M, rip=A, lip=B, mpid=N, TLS, session=<S>      2.2, 2.3
+//	imap-login: Logged in: user=<U>, method=M, rip=A, lip=B, mpid=N, TLS, session=<S>  2.4
+//	imap-login: proxy(U,host:port): Started proxying to <host> (0.1 secs): user=<U>, method=M, rip=A, lip=B, session=<S>
+//	imap-login: proxy(U,host:port): Disconnected by client (1s idle, in=4, out=5): user=<U>, ...
+//	imap(U)<pid><S>: Disconnected: Logged out in=24 out=775
+//	master: Dovecot v2.4.1-4 (7d8c0e5759) starting up for imap, pop3
+//	master: Warning: Killed with signal 15 (by pid=1 uid=0 code=kill)
+//
+// Dovecot writes U and, for trusted front ends, S without escaping, so a user
+// or session that holds a field's end is refused, wherever it stands.
+type dovecot struct{}
+
+func (*dovecot) Gap() {}
+
+var (
+	methodChars  = chars(uppers + digits + "-_")
+	sessionChars = chars(letters + digits + "+/=")
+	destChars    = chars(letters + digits + "._-:[]")
+	secondsChars = chars(digits + ".")
+	trafficChars = chars(lowers + digits + " =,")
+	reasonChars  = chars(letters + digits + " ._:()/'-")
+	versionChars = chars(letters + digits + ".-+~")
+)
+
+func (*dovecot) Parse(m *Message) (relay.Event, Result) {
+	file := m.Transport == DovecotFile
+	if !file && string(m.Tag) != "dovecot" {
+		return relay.Event{}, None
+	}
+	s := scanner{m.Text}
+	word := s.run(&serviceChars)
+	switch string(word) {
+	case "pop3-login":
+		return dovecotLogin(s, relay.POP3, file)
+	case "imap-login":
+		return dovecotLogin(s, relay.IMAP, file)
+	case "submission-login":
+		return dovecotLogin(s, relay.Submission, file)
+	case "managesieve-login":
+		return dovecotLogin(s, relay.Sieve, file)
+	case "pop3":
+		return dovecotLogout(s, relay.POP3, file)
+	case "imap":
+		return dovecotLogout(s, relay.IMAP, file)
+	case "submission":
+		return dovecotLogout(s, relay.Submission, file)
+	case "sieve", "managesieve":
+		return dovecotLogout(s, relay.Sieve, file)
+	case "master":
+		return dovecotMaster(s, file)
+	}
+	if bytes.HasSuffix(word, []byte("-login")) && looksLikeDovecotLogin(s.rest) {
+		return relay.Event{}, Unparsed
+	}
+	return relay.Event{}, None
+}
+
+// dovecotLogin reads what follows "imap-login".
+func dovecotLogin(s scanner, service relay.Service, file bool) (relay.Event, Result) {
+	whole := s.rest
+	if !s.lit(": ") || file && !s.lit("Info: ") {
+		return relay.Event{}, None
+	}
+	e := relay.Event{Kind: relay.Login, Service: service}
+	switch {
+	case s.lit("Login: ") || s.lit("Logged in: "):
+		if user, ok := s.dovecotFields(&e, true); ok {
+			e.User = string(user)
+			return e, Login
+		}
+	case s.lit("proxy("):
+		if result := s.dovecotProxy(&e); result != None {
+			return e, result
+		}
+	}
+	if looksLikeDovecotLogin(whole) {
+		return relay.Event{}, Unparsed
+	}
+	return relay.Event{}, None
+}
+
+// dovecotProxy reads a line about a proxied session after "proxy(".
+func (s *scanner) dovecotProxy(e *relay.Event) Result {
+	name, ok := s.until(',')
+	if !ok || !s.lit(",") || !s.word(&destChars) || !s.lit("): ") {
+		return None
+	}
+	result := None
+	switch {
+	case s.lit("Started proxying to "):
+		if !s.lit("remote host") && (!s.lit("<") || !s.word(&destChars) || !s.lit(">")) ||
+			!s.lit(" (") || !s.word(&secondsChars) || !s.lit(" secs): ") {
+			return None
+		}
+		result = Login
+	case s.lit("Disconnected by client (") || s.lit("Disconnected by server ("):
+		if !s.word(&trafficChars) || !s.lit("): ") {
+			return None
+		}
+		e.Kind, result = relay.Logout, Logout
+	default:
+		return None
+	}
+	user, ok := s.dovecotFields(e, false)
+	if !ok || !bytes.Equal(user, name) {
+		return None
+	}
+	e.User = string(user)
+	return result
+}
+
+// dovecotFields reads the fields of a login to the end of the message.
+func (s *scanner) dovecotFields(e *relay.Event, mpid bool) (user []byte, ok bool) {
+	if !s.lit("user=<") {
+		return nil, false
+	}
+	if user, ok = s.until('>'); !ok || !plainUser(user) {
+		return nil, false
+	}
+	if !s.lit(">, method=") || !s.word(&methodChars) || !s.lit(", rip=") {
+		return nil, false
+	}
+	client, ok := s.address()
+	if !ok || !s.lit(", lip=") {
+		return nil, false
+	}
+	if _, ok := s.address(); !ok {
+		return nil, false
+	}
+	if mpid && (!s.lit(", mpid=") || !s.word(&digitChars)) {
+		return nil, false
+	}
+	s.dovecotSecurity()
+	if !s.lit(", session=<") {
+		return nil, false
+	}
+	session := s.run(&sessionChars)
+	if len(session) == 0 || !s.lit(">") || !s.done() {
+		return nil, false
+	}
+	e.Client, e.Session = client, string(session)
+	return user, true
+}
+
+// dovecotSecurity takes ", TLS" or ", secured", and the TLS layer's last word
+// when the connection has broken already. That text is held to characters
+// which open no further field.
+func (s *scanner) dovecotSecurity() {
+	if !s.lit(", secured") {
+		before := s.rest
+		if s.lit(", TLS") && (s.done() || s.rest[0] != ',') {
+			s.rest = before
+		}
+	}
+	if s.lit(", TLS: ") || s.lit(", TLS handshaking: ") {
+		s.run(&reasonChars)
+	}
+}
+
+// looksLikeDovecotLogin says whether a login process's line may be a login in
+// words this release does not know. A failed login names no mail process, and
+// starts with one of the known words.
+func looksLikeDovecotLogin(rest []byte) bool {
+	s := scanner{rest}
+	if !s.lit(": ") {
+		return false
+	}
+	s.lit("Info: ")
+	switch {
+	case s.lit("Login: "), s.lit("Logged in: "):
+		return true
+	case s.lit("proxy("):
+		return bytes.Contains(s.rest, []byte("): Started proxying")) || bytes.Contains(s.rest, []byte("): started proxying"))
+	case s.lit("Disconnected"), s.lit("Login aborted"), s.lit("Aborted login"), s.lit("ID sent"), s.level():
+		return false
+	}
+	return bytes.Contains(s.rest, []byte("user=<")) && bytes.Contains(s.rest, []byte(", mpid="))
+}
+
+// dovecotLogout reads what follows "imap": the prefix names the user, and in
+// one of the forms below the session or the client. Other values of
+// mail_log_prefix are not read, for what stands in them can't be told.
+//
+//	(U)<pid><S>: Disconnected: ...    the default of 2.3 and 2.4
+//	(U,A): Disconnected: ...          "%s(%u,%r): "
+//	(U): Disconnected: ...            the default of 2.2
+func dovecotLogout(s scanner, service relay.Service, file bool) (relay.Event, Result) {
+	e := relay.Event{Kind: relay.Logout, Service: service}
+	if !s.lit("(") {
+		return relay.Event{}, None
+	}
+	user, ok := s.until(')')
+	if !ok {
+		return relay.Event{}, None
+	}
+	s.lit(")")
+	if s.lit("<") {
+		if !s.word(&digitChars) || !s.lit("><") {
+			return relay.Event{}, None
+		}
+		session := s.run(&sessionChars)
+		if len(session) == 0 || !s.lit(">") {
+			return relay.Event{}, None
+		}
+		e.Session = string(session)
+	} else if i := bytes.IndexByte(user, ','); i >= 0 {
+		if e.Client, ok = parseAddr(user[i+1:]); !ok {
+			return relay.Event{}, None
+		}
+		user = user[:i]
+	}
+	if !plainUser(user) || bytes.IndexByte(user, '(') >= 0 || !s.lit(": ") || file && !s.lit("Info: ") {
+		return relay.Event{}, None
+	}
+	if !s.lit("Disconnected: ") && !s.lit("Disconnected for ") && !s.lit("Logged out") && !s.lit("Connection closed") || hasControl(s.rest) {
+		return relay.Event{}, None
+	}
+	e.User = string(user)
+	return e, Logout
+}
+
+// dovecotMaster reads what follows "master": the server's start and stop, at
+// which its sessions are over.
+func dovecotMaster(s scanner, file bool) (relay.Event, Result) {
+	if !s.lit(": ") {
+		return relay.Event{}, None
+	}
+	restart := relay.Event{Kind: relay.Restart}
+	if s.lit("Warning: Killed with signal ") {
+		if s.word(&digitChars) && s.lit(" (by pid=") && !hasControl(s.rest) {
+			return restart, Restart
+		}
+		return relay.Event{}, None
+	}
+	if file && !s.lit("Info: ") || !s.lit("Dovecot v") || !s.word(&versionChars) {
+		return relay.Event{}, None
+	}
+	if s.lit(" (") && (!s.word(&versionChars) || !s.lit(")")) {
+		return relay.Event{}, None
+	}
+	if !s.lit(" starting up") || hasControl(s.rest) {
+		return relay.Event{}, None
+	}
+	return restart, Restart
+}

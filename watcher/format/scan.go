@@ -1,0 +1,183 @@
+package format
+
+import (
+	"net/netip"
+	"unicode"
+	"unicode/utf8"
+
+	"popgate/internal/relay"
+)
+
+// charset is a set of bytes.
+type charset [256]bool
+
+func chars(s string) (set charset) {
+	for i := range len(s) {
+		set[s[i]] = true
+	}
+	return set
+}
+
+const (
+	digits  = "0123456789"
+	lowers  = "abcdefghijklmnopqrstuvwxyz"
+	uppers  = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	letters = lowers + uppers
+)
+
+var (
+	digitChars   = chars(digits)
+	addressChars = chars(digits + "abcdefABCDEF.:")
+)
+
+// scanner reads a message from its front. Each method takes what it names, or
+// leaves everything as it is and says so.
+type scanner struct{ rest []byte }
+
+// lit takes exactly this text.
+func (s *scanner) lit(want string) bool {
+	if len(s.rest) < len(want) || string(s.rest[:len(want)]) != want {
+		return false
+	}
+	s.rest = s.rest[len(want):]
+	return true
+}
+
+// run takes the longest text of the set, which may be empty.
+func (s *scanner) run(set *charset) []byte {
+	i := 0
+	for i < len(s.rest) && set[s.rest[i]] {
+		i++
+	}
+	text := s.rest[:i]
+	s.rest = s.rest[i:]
+	return text
+}
+
+// word is run, but not empty.
+func (s *scanner) word(set *charset) bool { return len(s.run(set)) > 0 }
+
+// until takes the text before the first stop byte, and leaves that byte.
+func (s *scanner) until(stop byte) (text []byte, ok bool) {
+	for i, c := range s.rest {
+		if c == stop {
+			text, s.rest = s.rest[:i], s.rest[i:]
+			return text, true
+		}
+	}
+	return nil, false
+}
+
+// address takes an IP address: all that can belong to one, so that never a
+// part of it is read.
+func (s *scanner) address() (netip.Addr, bool) {
+	before := s.rest
+	a, ok := parseAddr(s.run(&addressChars))
+	if !ok {
+		s.rest = before
+	}
+	return a, ok
+}
+
+// done says whether the message is at its end.
+func (s *scanner) done() bool { return len(s.rest) == 0 }
+
+// parseAddr reads a full IP address without zone and gives popgate's one
+// spelling.
+func parseAddr(b []byte) (netip.Addr, bool) {
+	if a, ok := parseIPv4(b); ok {
+		return a, true
+	}
+	if len(b) == 0 || len(b) > len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255") {
+		return netip.Addr{}, false
+	}
+	for _, c := range b {
+		if !addressChars[c] {
+			return netip.Addr{}, false
+		}
+	}
+	a, err := netip.ParseAddr(string(b))
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	return relay.Canonical(a), true
+}
+
+// parseIPv4 is netip.ParseAddr for the common case, without its allocation.
+func parseIPv4(b []byte) (netip.Addr, bool) {
+	var a [4]byte
+	part, value, length := 0, 0, 0
+	for _, c := range b {
+		switch {
+		case '0' <= c && c <= '9':
+			if length > 0 && value == 0 { // a leading zero: octal for some
+				return netip.Addr{}, false
+			}
+			value = value*10 + int(c-'0')
+			length++
+			if value > 255 {
+				return netip.Addr{}, false
+			}
+		case c == '.' && length > 0 && part < 3:
+			a[part] = byte(value)
+			part, value, length = part+1, 0, 0
+		default:
+			return netip.Addr{}, false
+		}
+	}
+	if part != 3 || length == 0 {
+		return netip.Addr{}, false
+	}
+	a[3] = byte(value)
+	return netip.AddrFrom4(a), true
+}
+
+// maxUser bounds what is taken for a user name: an address in its longest
+// legal form, with room to spare.
+const maxUser = 400
+
+// plainUser says whether a user name can't be confused with the line around
+// it: none of the bytes that close a field in one of the formats, no second
+// address field, no control characters, valid UTF-8. A login of any other
+// user grants nothing.
+func plainUser(b []byte) bool {
+	if len(b) == 0 || len(b) > maxUser {
+		return false
+	}
+	ascii := true
+	for i, c := range b {
+		switch {
+		case c < ' ', c == 0x7f, c == '<', c == '>', c == ',', c == '[', c == ']':
+			return false
+		case c == '=' && i >= 2 && b[i-1] == 'p' && b[i-2] == 'i': // ip=, rip=, lip=
+			return false
+		case c >= utf8.RuneSelf:
+			ascii = false
+		}
+	}
+	return ascii || plainUTF8(b)
+}
+
+// plainUTF8 says whether text is valid UTF-8 without characters that a
+// terminal or a reader takes for something else: controls, line ends,
+// invisible and direction marks.
+func plainUTF8(b []byte) bool {
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == utf8.RuneError && n == 1 || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// hasControl says whether text holds an ASCII control character.
+func hasControl(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' || c == 0x7f {
+			return true
+		}
+	}
+	return false
+}
