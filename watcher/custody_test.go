@@ -1,0 +1,167 @@
+package watcher
+
+import (
+	"errors"
+	"os"
+	"syscall"
+	"testing"
+)
+
+const stranger = 4711 // a uid and gid that belong to no account of the system
+
+func (s *stage) chown(name string, uid, gid int) *stage {
+	s.Helper()
+	return s.do(os.Lchown(s.at(name), uid, gid))
+}
+
+func (s *stage) chmod(name string, mode os.FileMode) *stage {
+	s.Helper()
+	return s.do(os.Chmod(s.at(name), mode))
+}
+
+// A log in log/mail.log, which is trusted, is made untrustworthy in many ways.
+func TestFileThatOthersCouldReplaceIsDown(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		root  bool
+		spoil func(s *stage)
+		words []string // the reason and the remedy
+	}{
+		{"directory writable by everybody", false, func(s *stage) { s.chmod("log", 0o777) },
+			[]string{"/log is writable by everybody", "chmod o-w "}},
+		{"a directory further up writable by everybody", false, func(s *stage) { s.chmod(".", 0o777) },
+			[]string{" is writable by everybody", "chmod o-w "}},
+		{"log writable by everybody", false, func(s *stage) { s.chmod("log/mail.log", 0o666) },
+			[]string{"mail.log is writable by everybody", "chmod o-w "}},
+		{"directory of a stranger", true, func(s *stage) { s.chown("log", stranger, 0) },
+			[]string{"/log belongs to uid 4711", "chown root "}},
+		{"sticky directory of a stranger", true, func(s *stage) { s.chmod("log", 0o777|os.ModeSticky).chown("log", stranger, 0) },
+			[]string{"/log belongs to uid 4711"}},
+		{"log of a stranger", true, func(s *stage) { s.chown("log/mail.log", stranger, 0) },
+			[]string{"mail.log belongs to uid 4711", "chown root "}},
+		{"log of a stranger in a sticky directory", true, func(s *stage) {
+			s.chmod("log", 0o777|os.ModeSticky).chown("log/mail.log", stranger, 0)
+		}, []string{"mail.log belongs to uid 4711"}},
+		{"directory writable by a group of strangers", true, func(s *stage) { s.chown("log", 0, stranger).chmod("log", 0o775) },
+			[]string{"/log is writable by group 4711", "chmod g-w "}},
+		{"log writable by a system group with an ordinary user in it", true, func(s *stage) {
+			s.chown("log/mail.log", 0, 777).chmod("log/mail.log", 0o660)
+		}, []string{"mail.log is writable by group 777, to which user mallory belongs", "chmod g-w "}},
+		{"directory writable by a system group that is an ordinary user's first", true, func(s *stage) {
+			s.chown("log", 0, 778).chmod("log", 0o775)
+		}, []string{"/log is writable by group 778, to which user carol belongs"}},
+		{"directory of a system account that does not own the log", true, func(s *stage) { s.chown("log", 33, 0) },
+			[]string{"/log belongs to uid 33", "the log's own owner"}},
+		{"symbolic link of a stranger in a sticky directory", true, func(s *stage) {
+			s.chmod(".", 0o777|os.ModeSticky).rename("log", "real").do(os.Symlink("real", s.at("log"))).chown("log", stranger, 0)
+		}, []string{"/log is a symbolic link of uid 4711", "chown -h root "}},
+		{"symbolic link into a directory writable by everybody", false, func(s *stage) {
+			s.rename("log", "real").chmod("real", 0o777).do(os.Symlink("real", s.at("log")))
+		}, []string{"/real is writable by everybody"}},
+		{"symbolic link to a log of a stranger", true, func(s *stage) {
+			s.rename("log/mail.log", "other").chown("other", stranger, 0).do(os.Symlink("../other", s.at("log/mail.log")))
+		}, []string{"/other belongs to uid 4711"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.root {
+				asRoot(t)
+			}
+			s := newStage(t)
+			s.do(os.Mkdir(s.at("log"), 0o755)).append("log/mail.log", "a\n")
+			s.use(s.at("log/mail.log"))
+			s.file.custody.passwd, s.file.custody.group = s.at("passwd"), s.at("group")
+			s.append("passwd", "root:x:0:0::/:\nmallory:x:1001:1001::/:\ncarol:x:1002:778::/:\nsyslog:x:104:779::/:\n")
+			s.append("group", "logs:x:777:syslog,mallory\nfirst:x:778:\nsyslog:x:779:syslog\n")
+			s.start().want("a").wantUp()
+			tt.spoil(s)
+			if f, err := os.OpenFile(s.file.path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
+				s.step() // what is written from now on is not believed
+				f.WriteString("forged\n")
+				f.Close()
+			}
+			s.step().want().wantDown(append(tt.words, "source "+s.dir)...)
+			// Down from the start as well.
+			s.kill().start().step().want().wantDown(tt.words...)
+		})
+	}
+}
+
+func TestFileThatOthersCouldWriteIsNotBelievedAfterwards(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").start().want("a")
+	s.chmod("mail.log", 0o666).step().wantDown("writable by everybody")
+	s.append("mail.log", "forged\nforg").step().chmod("mail.log", 0o640).step().want("GAP").wantUp()
+	s.append("mail.log", "ed\nb\n").step().want("GAP", "b")
+}
+
+func TestFileThatCanBeTrusted(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		root bool
+		put  func(s *stage)
+	}{
+		{"Debian: root:adm 0640 in root:root 0755", true, func(s *stage) { s.chown("log/mail.log", 0, 4) }},
+		{"Ubuntu: syslog:adm 0640 in root:syslog 0775", true, func(s *stage) {
+			s.chown("log/mail.log", 104, 4).chown("log", 0, 779).chmod("log", 0o775)
+		}},
+		{"Dovecot's own log in its own directory", true, func(s *stage) {
+			s.chown("log/mail.log", 114, 114).chown("log", 114, 114).chmod("log", 0o750)
+		}},
+		{"sticky directory that everybody may write to", false, func(s *stage) { s.chmod("log", 0o777|os.ModeSticky) }},
+		{"symbolic link of the daemon's own", false, func(s *stage) {
+			s.rename("log/mail.log", "other").do(os.Symlink(s.at("other"), s.at("log/mail.log")))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.root {
+				asRoot(t)
+			}
+			s := newStage(t)
+			s.do(os.Mkdir(s.at("log"), 0o755)).append("log/mail.log", "a\n")
+			s.use(s.at("log/mail.log"))
+			s.file.custody.passwd, s.file.custody.group = s.at("passwd"), s.at("group")
+			s.append("passwd", "mallory:x:1001:1001::/:\nsyslog:x:104:779::/:\n").append("group", "syslog:x:779:syslog\n")
+			tt.put(s)
+			s.start().want("a").wantUp()
+		})
+	}
+}
+
+// A group of the daemon's own, as private groups are, may write.
+func TestFileInPrivateGroup(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").chmod("mail.log", 0o660).chmod(".", 0o775)
+	s.file.custody.passwd, s.file.custody.group = "/dev/null", "/dev/null"
+	s.start().want("a").wantUp()
+}
+
+func TestFileWithAccessList(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n")
+	// Version 2; owner rw, user 4711 rw, group r, mask rw, others none.
+	acl := "\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x06\x00\x67\x12\x00\x00" +
+		"\x04\x00\x04\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff"
+	if err := syscall.Setxattr(s.path, "system.posix_acl_access", []byte(acl), 0); errors.Is(err, syscall.ENOTSUP) {
+		t.Skip("the file system has no access lists")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	s.start().want().wantDown("has an access list", "setfacl -b ")
+}
+
+// A rotated log is held to the same rules: one that a stranger put beside the
+// log is not read, whatever it holds.
+func TestFileSiblingOfAStrangerIsNotRead(t *testing.T) {
+	asRoot(t)
+	s := newStage(t)
+	s.append("mail.log.1", "forged\n").chown("mail.log.1", stranger, 0)
+	s.append("mail.log.2", "forged\n").chmod("mail.log.2", 0o666)
+	s.append("other", "forged\n").do(os.Symlink("other", s.at("mail.log.3")))
+	s.append("mail.log", "a\n").start().want("a")
+}
+
+func TestFilePathIsADirectory(t *testing.T) {
+	s := newStage(t)
+	s.use("/")
+	s.start().wantDown("/ is a directory")
+}
