@@ -1,0 +1,273 @@
+package domains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/idna"
+
+	"popgate/internal/relay"
+)
+
+const (
+	answerLife  = time.Minute
+	doubtLife   = 5 * time.Second // of an answer that could not be had
+	askTime     = 5 * time.Second
+	maxAnswers  = 4096
+	maxAsking   = 4 // at a time
+	maxParents  = 4
+	canaryLabel = "popgate-asks-whether-this-is-local.invalid"
+)
+
+// table is one that can be asked but not listed.
+type table struct {
+	list     string // the parameter that names it
+	spec     string
+	domains  bool // subdomains can be meant
+	parents  bool
+	barred   barred
+	doubtful bool // perhaps of an MTA that doesn't run
+}
+
+// answers are what tables said, for a minute. When there is no room the oldest
+// goes.
+type answers struct {
+	mu     sync.Mutex
+	tables []string
+	of     map[string]*answer
+	asking chan struct{}
+}
+
+// answer is for one domain; done is closed when it is there.
+type answer struct {
+	done  chan struct{}
+	match relay.Match
+	at    time.Time
+	found time.Time // when a table last said yes
+}
+
+// forTables forgets everything when the tables are others.
+func (a *answers) forTables(tables []table) {
+	specs := make([]string, len(tables))
+	for i, t := range tables {
+		specs[i] = t.list + " " + t.spec
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !slices.Equal(specs, a.tables) {
+		a.tables, a.of = specs, nil
+	}
+}
+
+// Ask tells about a domain that Current does not know: what the tables that
+// can only be asked say, and DomainUnsure where nobody could say, be it that a
+// table did not answer or that a list could not be read yet. It may take
+// seconds; the context ends it early.
+func (s *Set) Ask(ctx context.Context, domain string) relay.Match {
+	v := s.view.Load()
+	m := v.domains.Match(domain)
+	if m >= relay.DomainFound {
+		return m
+	}
+	if !v.whole {
+		m = max(m, relay.DomainUnsure)
+	}
+	if len(v.tables) == 0 {
+		return m
+	}
+	ascii, ok := askable(domain)
+	if !ok {
+		return max(m, relay.DomainUnsure)
+	}
+	return max(m, s.answer(ctx, v.tables, ascii))
+}
+
+// askable gives the form in which a domain is asked for; nothing that a
+// program could take for an option or a table for a pattern.
+func askable(domain string) (string, bool) {
+	ascii := asciiLower(domain)
+	if !isASCII(ascii) {
+		a, err := idna.Lookup.ToASCII(domain)
+		if err != nil {
+			return "", false
+		}
+		ascii = a
+	}
+	return ascii, badLabels(ascii) == ""
+}
+
+// answer gives the kept answer or fetches one. Many may wait for one fetch.
+func (s *Set) answer(ctx context.Context, tables []table, ascii string) relay.Match {
+	a := &s.answers
+	a.mu.Lock()
+	if a.of == nil {
+		a.of = map[string]*answer{}
+	}
+	if a.asking == nil {
+		a.asking = make(chan struct{}, maxAsking)
+	}
+	was := a.of[ascii]
+	if was == nil || was.stale(s.o.Now()) {
+		now := &answer{done: make(chan struct{})}
+		if was != nil {
+			now.found = was.found
+		} else {
+			a.room()
+		}
+		a.of[ascii] = now
+		// The fetch outlives a client that hangs up: the next one is served by
+		// it. It ends by its own timeout.
+		go s.fetch(now, tables, ascii, a.asking)
+		was = now
+	}
+	a.mu.Unlock()
+	select {
+	case <-was.done:
+		return was.match
+	case <-ctx.Done():
+		return relay.DomainUnsure
+	}
+}
+
+// stale says whether the answer must be fetched again. One that is being
+// fetched is not.
+func (a *answer) stale(now time.Time) bool {
+	select {
+	case <-a.done:
+	default:
+		return false
+	}
+	life := answerLife
+	if a.match == relay.DomainUnsure {
+		life = doubtLife
+	}
+	age := now.Sub(a.at)
+	return age >= life || age < 0
+}
+
+// room makes place for one more answer.
+func (a *answers) room() {
+	if len(a.of) < maxAnswers {
+		return
+	}
+	var oldest string
+	var at time.Time
+	for name, one := range a.of {
+		select {
+		case <-one.done:
+			if oldest == "" || one.at.Before(at) {
+				oldest, at = name, one.at
+			}
+		default: // somebody waits for it
+		}
+	}
+	delete(a.of, oldest)
+}
+
+// fetch asks all tables and enters the answer.
+func (s *Set) fetch(a *answer, tables []table, ascii string, asking chan struct{}) {
+	ctx, stop := context.WithTimeout(context.Background(), askTime)
+	defer stop()
+	m := relay.DomainUnsure
+	select {
+	case asking <- struct{}{}:
+		m = s.askAll(ctx, tables, ascii)
+		<-asking
+	case <-ctx.Done():
+	}
+	now := s.o.Now()
+	s.answers.mu.Lock()
+	switch {
+	case m == relay.DomainFound:
+		a.found = now
+	case m == relay.DomainOther && !a.found.IsZero() && now.Sub(a.found) < vanish:
+		m = relay.DomainVanished
+	}
+	a.match, a.at = m, now
+	s.answers.mu.Unlock()
+	close(a.done)
+}
+
+func (s *Set) askAll(ctx context.Context, tables []table, ascii string) relay.Match {
+	m := relay.DomainOther
+	for _, t := range tables {
+		if t.barred.bars(ascii) {
+			continue
+		}
+		switch found, err := s.ask(ctx, &t, ascii); {
+		case err != nil:
+			s.o.Log.Warn("a table of domains can't be asked", "list", t.list, "table", t.spec, "problem", err.Error())
+			m = max(m, relay.DomainUnsure)
+		case found && (t.doubtful || t.barred.blind):
+			m = max(m, relay.DomainUnsure)
+		case found:
+			return relay.DomainFound
+		}
+	}
+	return m
+}
+
+// ask asks one table for a domain, and, where Postfix does so, for the domains
+// above it. A table that knows even a name which can't exist knows nothing: a
+// pattern that fits all would make every recipient local.
+func (s *Set) ask(ctx context.Context, t *table, ascii string) (bool, error) {
+	for _, key := range t.keys(ascii) {
+		found, err := query(ctx, s.o.Run, t.spec, key)
+		if err != nil {
+			return false, err
+		}
+		if !found {
+			continue
+		}
+		if any, err := query(ctx, s.o.Run, t.spec, canaryLabel); err != nil || any {
+			return false, errors.Join(err, fmt.Errorf("it says yes to every domain"))
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// patternTables match by pattern: Postfix asks them for the full name only.
+var patternTables = []string{"pcre", "regexp", "static"}
+
+// keys gives what Postfix would ask the table for.
+func (t *table) keys(ascii string) []string {
+	out := []string{ascii}
+	kind, _, _ := strings.Cut(t.spec, ":")
+	if !t.domains || slices.Contains(patternTables, kind) {
+		return out
+	}
+	for rest := ascii; len(out) <= maxParents; {
+		_, above, found := strings.Cut(rest, ".")
+		if !found {
+			break
+		}
+		if t.parents {
+			out = append(out, above)
+		} else {
+			out = append(out, "."+above)
+		}
+		rest = above
+	}
+	return out
+}
+
+// query asks a table for one key. Postfix's postmap ends with 1 and says
+// nothing when there is no such key.
+func query(ctx context.Context, run Runner, spec, key string) (bool, error) {
+	_, err := run(ctx, "postmap", "-q", key, spec)
+	var failed *Failed
+	switch {
+	case err == nil:
+		return true, nil
+	case errors.As(err, &failed) && failed.Code == 1 && failed.Stderr == "":
+		return false, nil
+	default:
+		return false, err
+	}
+}
