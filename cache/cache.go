@@ -29,7 +29,7 @@ const Keep = 10 * time.Minute
 // shards is how many go-caches the grants are spread over. Go's maps double
 // when seven of eight places are taken; this number, unlike a power of two,
 // has them filled to 0.76 when they hold the default max_grants of a million.
-const shards = 2560
+const shards = 10240
 
 // Options are what New can be told. The zero Options are fine.
 type Options struct {

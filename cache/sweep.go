@@ -13,14 +13,14 @@ import (
 // The sweeper visits step shards at a time, so often that a round takes a minute.
 const (
 	round = time.Minute
-	step  = 16
+	step  = 64
 )
 
 // SweepStats tells what the sweeper has done so far.
 type SweepStats struct {
 	Rounds  uint64        // over all shards
 	Removed uint64        // grants taken out
-	Longest time.Duration // for which it kept a look-up or a change of a grant waiting
+	Longest time.Duration // by the wall, for which it kept the changes of a shard waiting
 }
 
 type sweepStats struct {
