@@ -72,6 +72,7 @@ type Gate struct {
 	waiting waiting
 	sources readiness
 	counts  [3][relay.Reasons]atomic.Uint64
+	strange atomic.Bool // an MTA asked whose kind is unknown
 }
 
 type generation struct {
@@ -112,6 +113,9 @@ func (g *Gate) Reply(d relay.Decision, client netip.Addr) relay.Reply {
 // answer any more; a wait then ends at once.
 func (g *Gate) Judge(ctx context.Context, q *relay.Query) relay.Decision {
 	e := g.explain(ctx, q)
+	if q.Mailer != "" && g.Rules().Kind(q.Version) == relay.MTAUnknown && !g.strange.Load() {
+		g.strange.Store(true)
+	}
 	g.counts[e.Decision.Verdict][e.Decision.Reason].Add(1)
 	g.record(Record{
 		At: e.At, Took: time.Duration(g.now().Mono - e.began), Waited: e.waited, Decision: e.Decision, Whose: e.Recipient,
@@ -202,6 +206,10 @@ func (g *Gate) whose(ctx context.Context, r *relay.Rules, q *relay.Query) relay.
 		return whose
 	}
 }
+
+// SawUnknownMTA says whether an MTA has asked whose kind is unknown, so that
+// its mailers could not be read.
+func (g *Gate) SawUnknownMTA() bool { return g.strange.Load() && g.Rules().MTA == relay.MTAUnknown }
 
 // Counts gives how often each answer was given since the start, without ask.
 func (g *Gate) Counts() map[relay.Decision]uint64 {

@@ -53,27 +53,27 @@ const (
 type Outcome uint8
 
 const (
-	Ignored Outcome = iota // concerns no grant
-	Granted                // a new grant
-	Renewed                // a grant that was there is longer now
-	Older                  // a later login is already known
-	Stale                  // older than the ttl
-	Future                 // its stamp is ahead of our clock
-	Revoked                // a revocation or block covers it
-	Never                  // never_grant, own address or a built-in rule
-	User                   // ignore_users
-	Service                // not in services
-	Full                   // max_grants reached
-	Closed                 // a session's end was noted
-	outcomes
+	Ignored  Outcome = iota // concerns no grant
+	Granted                 // a new grant
+	Renewed                 // a grant that was there is longer now
+	Older                   // a later login is already known
+	Stale                   // older than the ttl
+	Future                  // its stamp is ahead of our clock
+	Revoked                 // a revocation or block covers it
+	Never                   // never_grant, own address or a built-in rule
+	User                    // ignore_users
+	Service                 // not in services
+	Full                    // max_grants reached
+	Closed                  // a session's end was noted
+	Outcomes                // their number
 )
 
-var outcomeNames = [outcomes]string{"ignored", "granted", "renewed", "older", "stale", "future", "revoked",
+var outcomeNames = [Outcomes]string{"ignored", "granted", "renewed", "older", "stale", "future", "revoked",
 	"never_grant", "ignore_users", "services", "full", "closed"}
 
 // String gives the word used in log and metric.
 func (o Outcome) String() string {
-	if o < outcomes {
+	if o < Outcomes {
 		return outcomeNames[o]
 	}
 	return "ignored"

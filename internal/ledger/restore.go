@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 	"time"
@@ -119,22 +120,23 @@ func (l *Ledger) snapshotTables() []relay.Change {
 	return out
 }
 
-// Grants gives every grant that is in force, next to expire first.
-func (l *Ledger) Grants() []relay.Grant {
-	now := l.now()
-	var out []relay.Grant
-	for _, g := range l.store.All() {
-		if g.Live(now) && !l.revocations.covers(&g) {
-			out = append(out, g)
+// Live yields every grant that is in force, in no order.
+func (l *Ledger) Live() iter.Seq[relay.Grant] {
+	return func(yield func(relay.Grant) bool) {
+		now := l.now()
+		for _, g := range l.store.All() {
+			if g.Live(now) && !l.revocations.covers(&g) && !yield(g) {
+				return
+			}
 		}
 	}
-	slices.SortFunc(out, func(a, b relay.Grant) int {
-		if c := a.Expires.Compare(b.Expires); c != 0 {
-			return c
-		}
-		return a.Client.Compare(b.Client)
+}
+
+// Grants gives every grant that is in force, next to expire first.
+func (l *Ledger) Grants() []relay.Grant {
+	return slices.SortedFunc(l.Live(), func(a, b relay.Grant) int {
+		return cmp.Or(a.Expires.Compare(b.Expires), a.Client.Compare(b.Client))
 	})
-	return out
 }
 
 // Find gives the grant that covers the client now, if any.

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"popgate/cache"
+	"popgate/internal/config"
+	"popgate/internal/control"
+	"popgate/internal/gate"
+	"popgate/internal/ledger"
+	"popgate/internal/logging"
+	"popgate/internal/relay"
+	"popgate/internal/state"
+	"popgate/milter"
+)
+
+// daemon is everything `serve` runs, wired together.
+type daemon struct {
+	env     *env
+	path    string
+	started time.Time
+	level   slog.LevelVar
+	queue   *logging.Queue
+	log     *slog.Logger
+	own     ownAddresses
+
+	store   *cache.Store
+	ledger  *ledger.Ledger
+	gate    *gate.Gate
+	state   *state.State // nil: nothing is kept
+	milter  *milter.Server
+	sites   *sites
+	sources *sources
+
+	listeners []openListener
+	group     *errgroup.Group
+
+	reloading sync.Mutex
+	config    atomic.Pointer[config.Config]
+	notice    atomic.Pointer[string] // why the last reload was refused
+	unsure    unsureNotices
+}
+
+// newDaemon asks for everything that can be refused before anything runs.
+func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*daemon, error) {
+	d := &daemon{env: e, path: path, started: e.now().Wall}
+	d.level.Set(cfg.Log.Level)
+	d.queue = logging.NewQueue(e.stderr, cfg.Log.Format == "json")
+	d.log = slog.New(d.queue.Handler(&d.level))
+	d.config.Store(cfg)
+	d.own.read()
+
+	plans, err := planSources(cfg)
+	if err != nil {
+		return nil, failWith(exitConfig, err)
+	}
+	if d.sites, err = newSites(ctx, cfg, d.log); err != nil {
+		return nil, failWith(exitConfig, err)
+	}
+	d.wire(cfg)
+	positions, err := d.restore(cfg)
+	if err != nil {
+		return nil, failWith(exitNo, err)
+	}
+	d.sources = newSources(d, positions, plans)
+	if d.listeners, err = openListeners(e, cfg); err != nil {
+		if d.state != nil {
+			err = errors.Join(err, d.state.Close())
+		}
+		return nil, failWith(exitNo, err)
+	}
+	return d, nil
+}
+
+// wire makes the rooms and the arrows between them.
+func (d *daemon) wire(cfg *config.Config) {
+	rules := cfg.Rules(d.sites.current())
+	d.store = cache.New(cache.Options{Now: d.env.now, Gone: func(g relay.Grant) { d.ledger.Gone(g) }})
+	d.ledger = ledger.New(ledger.Options{Store: d.store, Rules: rules, Now: d.env.now, Own: d.own.is, Feed: d.feed})
+	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env.storeFault}, Ledger: d.ledger, Rules: rules,
+		Domains: d.sites, Now: d.env.now, Record: d.record})
+	allow := cfg.Listen.Allow
+	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: mayConnect(allow)})
+}
+
+// restore opens the state directory and gives back where the sources were.
+func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) {
+	if cfg.StateDir == "" {
+		return nil, nil
+	}
+	s, err := state.Open(cfg.StateDir, state.Options{Snapshot: d.ledger.Snapshot, Log: d.log})
+	if err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	var loaded state.Loaded
+	out := d.ledger.Restore(func(yield func(relay.Change) bool) {
+		loaded = s.Load(func(c relay.Change) { yield(c) })
+	})
+	for _, w := range loaded.Warnings {
+		d.log.Warn("state", "warning", w)
+	}
+	d.log.Info("state read", "dir", cfg.StateDir, "grants", out.Grants, "dropped", out.Dropped, "revocations", out.Revoked)
+	d.state = s // from here on the ledger's batches are kept
+	return loaded.Positions, nil
+}
+
+// lookup is the gate's view of the store.
+type lookup struct {
+	store *cache.Store
+	fault func() error
+}
+
+func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
+	g, _ := l.store.Get(k)
+	return g, l.fault()
+}
+
+// feed hands a batch to all who follow the ledger. It runs under the ledger's
+// lock: nothing here may block.
+func (d *daemon) feed(b relay.Batch) {
+	if d.state != nil {
+		d.state.Append(b)
+	} else if b.Done != nil {
+		b.Done <- nil
+	}
+	d.gate.Follow(b)
+}
+
+// record writes a decision down.
+func (d *daemon) record(r gate.Record) {
+	if r.Decision.Reason == relay.ReasonUnsure {
+		d.unsure.note(d.log, &r, d.env.now().Mono)
+	}
+	if d.level.Level() <= slog.LevelInfo {
+		d.queue.Decision(r)
+	}
+}
+
+// run serves until ctx ends or a room that the others can't do without fails.
+func (d *daemon) run(ctx context.Context) error {
+	logCtx, stopLog := context.WithCancel(context.WithoutCancel(ctx))
+	logDone := make(chan struct{})
+	go func() { defer close(logDone); d.queue.Run(logCtx) }()
+	defer func() { stopLog(); <-logDone }()
+
+	group, ctx := errgroup.WithContext(ctx)
+	d.group = group
+	stateCtx, stopState := context.WithCancel(context.WithoutCancel(ctx))
+	stateDone := make(chan error, 1)
+	if d.state != nil {
+		go func() { stateDone <- d.state.Run(stateCtx) }()
+	} else {
+		stateDone <- nil
+	}
+	d.sources.start(ctx)
+	group.Go(func() error { return d.store.Sweep(ctx) })
+	group.Go(func() error { return d.sites.run(ctx, d.domainsChanged) })
+	group.Go(func() error { d.housekeep(ctx); return nil })
+	group.Go(func() error { d.reloadOnSignal(ctx); return nil })
+	access := control.Access{ReadGroup: d.readGroup()}
+	for _, l := range d.listeners {
+		switch l.name {
+		case "milter":
+			group.Go(func() error { return d.milter.Serve(ctx, l.Listener) })
+		case "control":
+			group.Go(func() error { return control.Serve(ctx, l.Listener, (*operator)(d), access) })
+		}
+	}
+	d.log.Info("ready", "version", version(), "listen", addresses(d.listeners), "sources", d.sources.names())
+	d.env.ready()
+
+	err := group.Wait()
+	d.sources.wait()
+	stopState()
+	if stateErr := <-stateDone; stateErr != nil && !errors.Is(stateErr, context.Canceled) {
+		err = errors.Join(err, fmt.Errorf("state: %w", stateErr))
+	}
+	if d.state != nil {
+		err = errors.Join(err, d.state.Close())
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		d.log.Error("stopped", "error", err)
+		return failWith(exitNo, err)
+	}
+	d.log.Info("stopped")
+	return nil
+}
+
+// housekeep does what is due every minute.
+func (d *daemon) housekeep(ctx context.Context) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			d.own.read()
+			d.ledger.Tick()
+			d.unsure.forget(d.env.now().Mono)
+		}
+	}
+}
+
+// domainsChanged puts a new reading of the site's domains under every RCPT.
+func (d *daemon) domainsChanged() {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	d.gate.SetRules(d.config.Load().Rules(d.sites.current()))
+}
+
+func addresses(ls []openListener) []string {
+	var out []string
+	for _, l := range ls {
+		out = append(out, l.name+" "+l.text)
+	}
+	return out
+}

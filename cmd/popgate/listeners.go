@@ -1,0 +1,178 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
+
+	"popgate/internal/config"
+)
+
+type openListener struct {
+	net.Listener
+	name string // milter, control
+	text string // as the configuration has it
+}
+
+// openListeners opens every listener, or none. Sockets handed over by systemd
+// take the place of the configured ones of the same name.
+func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
+	if err := notInThisRelease(cfg); err != nil {
+		return nil, err
+	}
+	handed := e.listeners
+	if handed == nil {
+		var err error
+		if handed, err = activation.ListenersWithNames(); err != nil {
+			return nil, fmt.Errorf("sockets handed over by systemd: %w", err)
+		}
+	}
+	var open []openListener
+	fail := func(err error) ([]openListener, error) {
+		for _, l := range open {
+			l.Close()
+		}
+		return nil, err
+	}
+	add := func(name string, mode fs.FileMode, group string, addresses ...config.Address) error {
+		if ls := handed[name]; len(ls) > 0 {
+			for _, l := range ls {
+				open = append(open, openListener{l, name, l.Addr().String()})
+			}
+			return nil
+		}
+		for _, a := range addresses {
+			l, err := listen(a, mode, group)
+			if err != nil {
+				return fmt.Errorf("listen.%s: %s: %w", name, a, err)
+			}
+			open = append(open, openListener{l, name, a.String()})
+		}
+		return nil
+	}
+	if err := add("milter", cfg.SocketMode, cfg.SocketGroup, cfg.Listen.Milter...); err != nil {
+		return fail(err)
+	}
+	// Whoever may connect is judged by the kernel's word, not by the mode.
+	if err := add("control", 0o666, "", cfg.Listen.Control); err != nil {
+		return fail(err)
+	}
+	return open, nil
+}
+
+func notInThisRelease(cfg *config.Config) error {
+	for name, asked := range map[string]bool{
+		"push": !cfg.Listen.Push.IsZero(), "policy": len(cfg.Listen.Policy) > 0,
+		"socketmap": len(cfg.Listen.Socketmap) > 0, "metrics": !cfg.Listen.Metrics.IsZero(),
+	} {
+		if asked {
+			return fmt.Errorf("listen.%s: this release of popgate has no such listener; remove the key", name)
+		}
+	}
+	return nil
+}
+
+func listen(a config.Address, mode fs.FileMode, group string) (net.Listener, error) {
+	if a.Network != "unix" {
+		return net.Listen(a.Network, a.Address)
+	}
+	if err := os.MkdirAll(filepath.Dir(a.Address), 0o755); err != nil {
+		return nil, err
+	}
+	if err := clearStale(a.Address); err != nil {
+		return nil, err
+	}
+	// The socket is made with no rights and opened up when it is as it should
+	// be, so that nobody connects in between.
+	old := syscall.Umask(0o777)
+	l, err := net.Listen("unix", a.Address)
+	syscall.Umask(old)
+	if err != nil {
+		return nil, err
+	}
+	if group != "" {
+		if err := chgrp(a.Address, group); err != nil {
+			l.Close()
+			return nil, err
+		}
+	}
+	if err := os.Chmod(a.Address, mode); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// clearStale removes a socket that nobody listens on any more.
+func clearStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return errors.New("exists and is no socket; remove it or choose another path")
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return errors.New("another program listens here; is popgate running already?")
+	}
+	return os.Remove(path)
+}
+
+func chgrp(path, name string) error {
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return fmt.Errorf("socket_group: %w", err)
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return fmt.Errorf("socket_group: group id %q: %w", g.Gid, err)
+	}
+	return os.Chown(path, -1, gid)
+}
+
+// mayConnect says which addresses may connect to a TCP listener: loopback, and
+// what listen.allow names.
+func mayConnect(allow []netip.Prefix) func(netip.Addr) bool {
+	return func(a netip.Addr) bool {
+		a = a.Unmap()
+		if a.IsLoopback() {
+			return true
+		}
+		for _, p := range allow {
+			if p.Contains(a) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// readGroup is the id of control_group, or -1.
+func (d *daemon) readGroup() int {
+	name := d.config.Load().ControlGroup
+	if name == "" {
+		return -1
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		d.log.Warn("control_group is unknown on this host: only root and popgate's own user may use the control socket", "control_group", name)
+		return -1
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return -1
+	}
+	return gid
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"popgate/internal/control"
+)
+
+func printJSON(w io.Writer, v any) error {
+	return json.NewEncoder(w).Encode(v)
+}
+
+// table prints columns; flush it at the end.
+func table(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 8, 2, ' ', 0) }
+
+// quoted makes text that a stranger may have chosen safe to show on a
+// terminal.
+func quoted(s string) string {
+	for _, r := range s {
+		if r < ' ' || r == 0x7f || r > '~' {
+			return fmt.Sprintf("%+q", s)
+		}
+	}
+	return s
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return quoted(s)
+}
+
+func stampOf(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
+// covered gives what a grant covers: one address, or a network.
+func covered(g control.Grant) string {
+	if g.Prefix < g.Client.BitLen() {
+		if p, err := g.Client.Prefix(g.Prefix); err == nil {
+			return p.String()
+		}
+	}
+	return g.Client.String()
+}
+
+// left says how long a grant has still to go.
+func left(g control.Grant, now time.Time) string {
+	d := g.Expires.Sub(now).Round(time.Second)
+	if d <= 0 {
+		return "ended"
+	}
+	s := d.String()
+	s = strings.TrimSuffix(s, "0s")
+	if s == "" {
+		return "0s"
+	}
+	return strings.TrimSuffix(s, "0m")
+}
+
+// proof says in one line why a grant was made.
+func proof(g control.Grant) string {
+	if g.Operator {
+		return "operator " + orDash(g.Note)
+	}
+	open := ""
+	if g.Open {
+		open = " (session open)"
+	}
+	return fmt.Sprintf("%s login at %s%s", orDash(g.Service), stampOf(g.Login), open)
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"popgate/internal/config"
+)
+
+// reloadOnSignal reloads at every SIGHUP until ctx ends.
+func (d *daemon) reloadOnSignal(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.env.hangup:
+			d.reload(ctx) // the verdict is in the log
+		}
+	}
+}
+
+// reload reads the configuration anew: all of it takes effect, or nothing does
+// and the old one stays in force.
+func (d *daemon) reload(ctx context.Context) ([]string, error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	notes, err := d.swap(ctx)
+	if err != nil {
+		why := err.Error()
+		d.notice.Store(&why)
+		d.log.Error("reload refused, the old configuration stays in force", "error", err)
+		return nil, err
+	}
+	d.notice.Store(nil)
+	d.log.Info("reloaded", "config", d.path, "notes", notes)
+	return notes, nil
+}
+
+func (d *daemon) swap(ctx context.Context) ([]string, error) {
+	before := d.config.Load()
+	cfg, warnings, err := config.Load(d.path)
+	if err != nil {
+		return nil, err
+	}
+	if keys := config.Diff(before, cfg); len(keys) > 0 {
+		return nil, fmt.Errorf("%s can't change while popgate runs; restart it, or take the change back", strings.Join(keys, ", "))
+	}
+	plans, err := planSources(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.sites.swap(ctx, cfg); err != nil {
+		return nil, err
+	}
+	// Nothing below can fail.
+	var notes []string
+	for _, w := range warnings {
+		d.log.Warn("configuration", "warning", w.String())
+		notes = append(notes, w.String())
+	}
+	rules := cfg.Rules(d.sites.current())
+	d.config.Store(cfg)
+	d.level.Set(cfg.Log.Level)
+	purged := d.ledger.SetRules(rules)
+	d.gate.SetRules(rules)
+	d.sources.swap(plans)
+	if purged > 0 {
+		notes = append(notes, fmt.Sprintf("%d grants purged that the new rules would not have made", purged))
+	}
+	return notes, nil
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"popgate/internal/config"
+	"popgate/internal/control"
+	"popgate/internal/relay"
+)
+
+// Exit codes of every command.
+const (
+	exitNo          = 1 // no, or found wanting
+	exitUsage       = 2
+	exitUnreachable = 3 // the daemon doesn't answer
+	exitConfig      = 4 // the configuration is invalid
+	exitDegraded    = 5
+)
+
+// env is what a run takes from outside, so that a test can run the whole
+// program inside itself.
+type env struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	now            func() relay.Now
+	listeners      map[string][]net.Listener // handed over under their names: milter, control
+	storeFault     func() error              // for tests: what look-up answers beside the grant
+	hangup         <-chan os.Signal          // asks the daemon to reload
+	ready          func()                    // called when the last listener is open
+}
+
+func processEnv() env {
+	start := time.Now()
+	return env{
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+		now: func() relay.Now {
+			t := time.Now()
+			return relay.Now{Wall: t, Mono: t.Sub(start)}
+		},
+		storeFault: func() error { return nil },
+		ready:      func() {},
+	}
+}
+
+// exitError carries the exit code of an error. With silent, everything has
+// been said already.
+type exitError struct {
+	code   int
+	err    error
+	silent bool
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func failWith(code int, err error) error { return &exitError{code: code, err: err} }
+
+var errNo = errors.New("no")
+
+// answerNo is the error of a command whose printed answer is no.
+func answerNo(code int) error { return &exitError{code: code, err: errNo, silent: true} }
+
+// run runs one command and gives its exit code.
+func run(ctx context.Context, args []string, e env) int {
+	root := newRoot(&e)
+	root.SetArgs(args)
+	root.SetIn(e.stdin)
+	root.SetOut(e.stdout)
+	root.SetErr(e.stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit *exitError
+	if !errors.As(err, &exit) {
+		exit = &exitError{code: exitUsage, err: err}
+	}
+	if !exit.silent {
+		fmt.Fprintf(e.stderr, "popgate: %v\n", err)
+		if exit.code == exitUsage {
+			fmt.Fprintln(e.stderr, "`popgate help` shows the commands")
+		}
+	}
+	return exit.code
+}
+
+// global are the flags every command knows.
+type global struct {
+	config string
+	socket string
+	json   bool
+}
+
+const defaultConfig = "/etc/popgate/milter.yaml"
+
+func newRoot(e *env) *cobra.Command {
+	g := &global{}
+	root := &cobra.Command{
+		Use:   "popgate",
+		Short: "POP before SMTP for Postfix and sendmail",
+		Long: "popgate lets a client relay mail for a while after it has logged in to POP or IMAP\n" +
+			"from the same address, and refuses every other recipient that is not local.",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return c.Help()
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	f := root.PersistentFlags()
+	f.StringVarP(&g.config, "config", "c", defaultConfig, "configuration file")
+	f.StringVar(&g.socket, "socket", "", "control socket (overrides the configuration file)")
+	f.BoolVar(&g.json, "json", false, "print JSON")
+	root.AddCommand(
+		newServe(e, g), newCheck(e, g), newTestLog(e, g), newAsk(e, g), newList(e, g), newShow(e, g),
+		newGrant(e, g), newRevoke(e, g), newStatus(e, g), newReload(e, g), newDemo(e), newVersion(e, g),
+	)
+	return root
+}
+
+// client gives a client of the daemon's control socket.
+func (g *global) client() (*control.Client, error) {
+	if g.socket != "" {
+		path := g.socket
+		for _, scheme := range []string{"unix:", "local:"} {
+			path = strings.TrimPrefix(path, scheme)
+		}
+		return control.NewClient(path), nil
+	}
+	c, _, err := config.Load(g.config)
+	if errors.Is(err, os.ErrNotExist) && g.config == defaultConfig {
+		c, err = config.Default(), nil
+	}
+	if err != nil {
+		return nil, failWith(exitConfig, fmt.Errorf("%w; or name the control socket with --socket", err))
+	}
+	return control.NewClient(c.Listen.Control.Address), nil
+}
+
+// told maps an error of the control socket to its exit code.
+func told(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, control.ErrUnreachable):
+		return failWith(exitUnreachable, err)
+	default:
+		return failWith(exitNo, err)
+	}
+}

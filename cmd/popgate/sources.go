@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"popgate/internal/config"
+	"popgate/internal/ledger"
+	"popgate/internal/relay"
+	"popgate/watcher"
+	"popgate/watcher/format"
+)
+
+// plan is a source that can be started: whatever could be refused about it has
+// been asked for.
+type plan struct {
+	config config.Source
+	custom *config.Format // nil: a format popgate brings
+	source watcher.Source
+	parser format.Parser
+}
+
+// planSources makes every source's reader and parser.
+func planSources(cfg *config.Config) ([]plan, error) {
+	plans := make([]plan, 0, len(cfg.Sources))
+	for _, s := range cfg.Sources {
+		p := plan{config: s}
+		if s.Kind != config.KindFile {
+			return nil, fmt.Errorf("source %s: this release of popgate reads files only; write `file: /var/log/mail.log` (or wherever the POP/IMAP server logs) in sources", s.Name)
+		}
+		p.source = named{watcher.NewFile(s.Path, s.Location), s.Name}
+		i := slices.IndexFunc(cfg.Formats, func(f config.Format) bool { return f.Name == s.Format })
+		var err error
+		if i >= 0 {
+			p.custom = &cfg.Formats[i]
+			p.parser, err = customParser(p.custom)
+		} else {
+			p.parser, err = format.New(s.Format)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("source %s: %w", s.Name, err)
+		}
+		plans = append(plans, p)
+	}
+	return plans, nil
+}
+
+func customParser(f *config.Format) (format.Parser, error) {
+	service, _ := relay.ParseService(f.Service) // checked by config; none is unknown
+	return format.NewCustom(format.Custom{Name: f.Name, Tag: f.Tag, Pattern: f.Pattern, Service: service})
+}
+
+func (p *plan) same(q *plan) bool {
+	if (p.custom == nil) != (q.custom == nil) {
+		return false
+	}
+	if p.custom != nil {
+		a, b := *p.custom, *q.custom
+		a.Line, b.Line = 0, 0
+		if a != b {
+			return false
+		}
+	}
+	return p.config.Equal(q.config)
+}
+
+// named gives a source the name the configuration has for it.
+type named struct {
+	watcher.Source
+	name string
+}
+
+func (n named) Name() string { return n.name }
+
+// sources runs one watcher for each source and swaps them at a reload.
+type sources struct {
+	d      *daemon
+	events [ledger.Outcomes]atomic.Uint64
+
+	mu        sync.Mutex
+	ctx       context.Context
+	running   map[string]*runningSource
+	positions map[string]relay.Position // where each source got to
+}
+
+type runningSource struct {
+	plan plan
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+func newSources(d *daemon, positions map[string]relay.Position, plans []plan) *sources {
+	if positions == nil {
+		positions = map[string]relay.Position{}
+	}
+	s := &sources{d: d, running: map[string]*runningSource{}, positions: positions}
+	for _, p := range plans {
+		s.running[p.config.Name] = &runningSource{plan: p}
+	}
+	d.gate.Sources(s.names())
+	return s
+}
+
+func (s *sources) names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for n := range s.running {
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (s *sources) start(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ctx = ctx
+	for _, r := range s.running {
+		s.launch(r)
+	}
+}
+
+// launch starts a source's watcher. The lock is held.
+func (s *sources) launch(r *runningSource) {
+	ctx, stop := context.WithCancel(s.ctx)
+	r.stop, r.done = stop, make(chan struct{})
+	name := r.plan.config.Name
+	options := watcher.Options{
+		Format: r.plan.config.Format, Parser: r.plan.parser, TimeZone: r.plan.config.Location,
+		From: s.positions[name], Since: s.d.env.now().Wall.Add(-s.d.config.Load().GrantTTL),
+		Ledger: s, Report: s.report(name), Unparsed: s.unparsed(name),
+	}
+	go func() {
+		defer close(r.done)
+		watcher.Watch(ctx, r.plan.source, options)
+	}()
+}
+
+// swap puts new plans in the place of the old ones. A source that reads the
+// same in the same way keeps its place.
+func (s *sources) swap(plans []plan) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := map[string]*runningSource{}
+	var stopped []*runningSource
+	for i := range plans {
+		name := plans[i].config.Name
+		if old, ok := s.running[name]; ok && old.plan.same(&plans[i]) {
+			next[name] = old
+			continue
+		}
+		next[name] = &runningSource{plan: plans[i]}
+	}
+	for name, old := range s.running {
+		if next[name] != old {
+			old.stop()
+			stopped = append(stopped, old)
+		}
+	}
+	for _, old := range stopped {
+		<-old.done
+	}
+	s.running = next
+	names := make([]string, 0, len(next))
+	for n := range next {
+		names = append(names, n)
+	}
+	s.d.gate.Sources(names)
+	for _, r := range next {
+		if r.done == nil {
+			s.launch(r)
+		}
+	}
+}
+
+func (s *sources) wait() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.running {
+		if r.done != nil {
+			<-r.done
+		}
+	}
+}
+
+// Event, Gap and Position are the watchers' way to the ledger.
+
+func (s *sources) Event(ev relay.Event, _ time.Time) {
+	outcome, grant := s.d.ledger.Event(ev)
+	s.events[outcome].Add(1)
+	if ev.Kind != relay.Login {
+		return
+	}
+	level := slog.LevelInfo
+	if outcome != ledger.Granted && outcome != ledger.Renewed {
+		level = slog.LevelDebug
+	}
+	if outcome == ledger.Full {
+		level = slog.LevelError
+	}
+	attrs := []any{"client", ev.Client, "user", ev.User, "service", ev.Service.String(), "source", ev.Source,
+		"format", ev.Format, "time", ev.Time, "outcome", outcome.String()}
+	if grant.Prefix != 0 {
+		attrs = append(attrs, "expires", grant.Expires)
+	}
+	s.d.log.Log(context.Background(), level, "login", attrs...)
+}
+
+func (s *sources) Gap(source string, at time.Time) { s.d.ledger.Gap(source, at) }
+
+func (s *sources) Position(source string, p relay.Position) { s.d.ledger.Position(source, p) }
+
+// report takes a source's health and tells the log when it changes.
+func (s *sources) report(name string) func(relay.SourceState) {
+	last := relay.SourceStarting
+	trouble := ""
+	return func(state relay.SourceState) {
+		state.Name = name
+		if state.Status != last || state.Error != trouble {
+			switch state.Status {
+			case relay.SourceDown:
+				s.d.log.Warn("source down: logins may be missed, so strangers are put off instead of refused", "source", name, "error", state.Error)
+			case relay.SourceUp:
+				s.d.log.Info("source up", "source", name)
+			}
+			last, trouble = state.Status, state.Error
+		}
+		s.d.gate.SourceChanged(state)
+	}
+}
+
+// unparsed tells the log now and then about lines that look like a login and
+// match nothing: a new release of the server may have changed its wording.
+func (s *sources) unparsed(name string) func([]byte) {
+	var last time.Duration
+	first := true
+	return func(line []byte) {
+		now := s.d.env.now().Mono
+		if first || now-last >= time.Hour {
+			first, last = false, now
+			s.d.log.Warn("a line looks like a login and could not be parsed; see popgate test-log --unparsed", "source", name, "line", clip(line))
+		}
+	}
+}
+
+func clip(line []byte) string {
+	const most = 200
+	if len(line) > most {
+		return string(line[:most]) + "..."
+	}
+	return string(line)
+}

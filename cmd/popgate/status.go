@@ -1,0 +1,104 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"popgate/internal/control"
+)
+
+func newStatus(e *env, g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the daemon's health",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := g.client()
+			if err != nil {
+				return err
+			}
+			st, err := client.Status(c.Context())
+			if err != nil {
+				return told(err)
+			}
+			if g.json {
+				err = printJSON(e.stdout, st)
+			} else {
+				err = printStatus(e, &st)
+			}
+			if err == nil && st.Health != "ok" {
+				err = answerNo(exitDegraded)
+			}
+			return err
+		},
+	}
+}
+
+func printStatus(e *env, st *control.Status) error {
+	fmt.Fprintf(e.stdout, "health: %s\n", st.Health)
+	for _, p := range st.Problems {
+		fmt.Fprintf(e.stdout, "  ! %s\n", p)
+	}
+	w := table(e.stdout)
+	fmt.Fprintf(w, "version\t%s, up since %s\n", st.Version, stampOf(st.Started))
+	for _, l := range st.Listeners {
+		fmt.Fprintf(w, "listener\t%s %s\n", l.Name, l.Address)
+	}
+	for _, s := range st.Sources {
+		fmt.Fprintf(w, "source\t%s: %s, %d lines, %d logins, %d unparsed, last line %s, last login %s\n",
+			s.Name, s.State, s.Lines, s.Logins, s.Unparsed, ago(e, s.LastLine), ago(e, s.LastLogin))
+	}
+	fmt.Fprintf(w, "grants\t%d\n", st.Grants)
+	for _, d := range st.Decisions {
+		fmt.Fprintf(w, "decisions\t%s %s: %d\n", d.Verdict, d.Reason, d.Count)
+	}
+	store := st.Store.Kind
+	if st.Store.Dir != "" {
+		store += ", kept in " + st.Store.Dir
+	} else {
+		store += ", not kept on disk"
+	}
+	fmt.Fprintf(w, "store\t%s\n", store)
+	fmt.Fprintf(w, "local domains\t%d\n", st.Domains)
+	fmt.Fprintf(w, "connections\t%d open, %d in all\n", st.Connections["open"], st.Connections["total"])
+	return w.Flush()
+}
+
+func ago(e *env, t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return e.now().Wall.Sub(*t).Round(time.Second).String() + " ago"
+}
+
+func newReload(e *env, g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "reload",
+		Short: "Make the daemon read its configuration anew, and print the verdict",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			client, err := g.client()
+			if err != nil {
+				return err
+			}
+			a, err := client.Reload(c.Context())
+			if errors.Is(err, control.ErrRejected) {
+				return failWith(exitConfig, fmt.Errorf("the old configuration stays in force: %w", err))
+			}
+			if err != nil {
+				return told(err)
+			}
+			if g.json {
+				return printJSON(e.stdout, a)
+			}
+			for _, n := range a.Notes {
+				fmt.Fprintln(e.stdout, n)
+			}
+			_, err = fmt.Fprintln(e.stdout, "reloaded")
+			return err
+		},
+	}
+}
