@@ -30,7 +30,7 @@ type Options struct {
 	Log      *slog.Logger           // nil: nothing is logged
 	Run      Runner                 // nil: Exec
 	Now      func() time.Time       // nil: time.Now
-	OnChange func(*relay.Domains)   // told each new snapshot but the first, by the goroutine in Run
+	OnChange func(*relay.Domains)   // told each new snapshot after Load, by the goroutine in Run
 	MainCF   string                 // empty: /etc/postfix/main.cf
 	Sendmail string                 // empty: /etc/mail/sendmail.cf
 	Hostname func() (string, error) // nil: os.Hostname
@@ -126,7 +126,7 @@ func (s *Set) Asks() bool {
 // read is a problem, no error.
 func (s *Set) Load(ctx context.Context) error {
 	for range 5 {
-		if !s.pass(ctx) {
+		if open, _ := s.pass(ctx); !open {
 			return ctx.Err()
 		}
 		select {
@@ -149,7 +149,9 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			s.pass(ctx)
+			if _, changed := s.pass(ctx); changed && s.o.OnChange != nil {
+				s.o.OnChange(s.Current())
+			}
 		}
 	}
 }
@@ -166,20 +168,12 @@ type gathering struct {
 }
 
 // pass reads what there is reason to read and publishes what follows from it.
-// It answers whether a first reading has still to be confirmed.
-func (s *Set) pass(ctx context.Context) bool {
+// It answers whether a first reading has still to be confirmed, and whether
+// the domains have changed.
+func (s *Set) pass(ctx context.Context) (open, changed bool) {
 	s.mu.Lock()
-	g, changed := s.gather(ctx)
-	s.mu.Unlock()
-	if changed && s.o.OnChange != nil {
-		s.o.OnChange(s.Current())
-	}
-	return g.open
-}
-
-// gather does a pass and says whether those who follow must be told.
-func (s *Set) gather(ctx context.Context) (g *gathering, changed bool) {
-	g = &gathering{ctx: ctx, now: s.o.Now(), names: map[string]relay.Match{}, whole: true}
+	defer s.mu.Unlock()
+	g := &gathering{ctx: ctx, now: s.o.Now(), names: map[string]relay.Match{}, whole: true}
 	for _, l := range s.leaves {
 		l.used = false
 	}
@@ -191,10 +185,10 @@ func (s *Set) gather(ctx context.Context) (g *gathering, changed bool) {
 	}
 	s.gatherMTA(g)
 	if ctx.Err() != nil {
-		return &gathering{}, false // what was cut short is no reading
+		return false, false // what was cut short is no reading
 	}
 	maps.DeleteFunc(s.leaves, func(_ string, l *leaf) bool { return !l.used })
-	return g, s.publish(g)
+	return g.open, s.publish(g)
 }
 
 // step brings a leaf up to date and gives its text. Where none is known, the
@@ -298,8 +292,8 @@ func (g *gathering) put(name string, m relay.Match) {
 	}
 }
 
-// publish swaps in what a pass has gathered and says whether it differs from
-// what an earlier one did.
+// publish swaps in what a pass has gathered and says whether the domains
+// differ from those before.
 func (s *Set) publish(g *gathering) bool {
 	for name := range s.found {
 		if g.names[name] < relay.DomainFound {
@@ -327,12 +321,11 @@ func (s *Set) publish(g *gathering) bool {
 	if changed || s.names == nil {
 		v.domains = relay.NewDomains(g.names)
 	}
-	first := s.names == nil
 	s.names = g.names
 	s.view.Store(v)
 	s.answers.forTables(v.tables)
 	s.tell(before.problems, v.problems)
-	return changed && !first
+	return changed
 }
 
 // tell logs each problem when it comes and when it goes.
