@@ -380,15 +380,19 @@ func (l *Ledger) Revoke(r relay.Revocation, block time.Duration, done chan<- err
 func (l *Ledger) lastCovered(r relay.Revocation) time.Time {
 	at := r.Time
 	r.Time = at.Add(100 * 365 * 24 * time.Hour)
-	for _, g := range l.store.All() {
-		if g.Login.After(at) && r.Covers(&g) {
+	look := func(g *relay.Grant) {
+		if g.Login.After(at) && r.Covers(g) {
 			at = g.Login
 		}
 	}
+	for _, g := range l.store.All() {
+		look(&g)
+	}
+	for _, h := range l.held {
+		look(&h.last)
+	}
 	for _, s := range l.sessions {
-		if s.grant.Login.After(at) && r.Covers(&s.grant) {
-			at = s.grant.Login
-		}
+		look(&s.grant)
 	}
 	return at
 }

@@ -1,0 +1,64 @@
+# make demo    the whole story in seconds: no root, no MTA
+# make test    every test, with real Postfix, sendmail and Dovecot
+# make check   formatting, vet, staticcheck, import arrows, race tests, short fuzz
+# make soak    the long runs, with a printed seed
+
+GO      ?= go
+BIN     ?= bin
+FUZZ    ?= 5s
+SOAK    ?= 10m
+PREFIX  ?= /usr/local
+TOOL     = $(GO) tool -modfile=contrib/tools/go.mod
+
+.PHONY: all build demo test check fmt vet lint race fuzz bench soak install clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/popgate ./cmd/popgate
+
+demo:
+	@CGO_ENABLED=0 $(GO) run ./cmd/popgate demo
+
+# The end-to-end tests need root: they put each test on a private host made of
+# namespaces, and fetch the mail servers' Debian packages once.
+test:
+	$(GO) test -timeout 14m ./...
+
+check: fmt vet lint race fuzz
+
+fmt:
+	@out=$$(gofmt -l cmd cache internal milter watcher); \
+	if [ -n "$$out" ]; then echo "not formatted, run gofmt -w:"; echo "$$out"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+
+lint:
+	$(TOOL) staticcheck ./...
+
+# The packages without mail servers; import arrows are among the tests.
+race:
+	$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v -e /internal/e2e -e /internal/lab)
+
+# Every fuzz target for FUZZ, one after the other.
+fuzz:
+	@set -e; for p in $$($(GO) list ./...); do \
+		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+			echo "fuzz $$p $$f"; \
+			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) $$p; \
+		done; \
+	done
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+
+soak:
+	POPGATE_SOAK=$(SOAK) $(GO) test -timeout 0 -count 1 -v -run 'Soak|Storm|Mutated|Kill' ./...
+
+install: build
+	install -D -m 755 $(BIN)/popgate $(DESTDIR)$(PREFIX)/sbin/popgate
+	install -D -m 640 milter.yaml.example $(DESTDIR)/etc/popgate/milter.yaml.example
+
+clean:
+	rm -rf $(BIN)
