@@ -1,7 +1,9 @@
 package state
 
 import (
+	"iter"
 	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -81,7 +83,11 @@ func BenchmarkAppend(b *testing.B) {
 // the disk, and the ledger for Append, alone and while a snapshot is written.
 func BenchmarkDoneBesideASnapshot(b *testing.B) {
 	var writing atomic.Bool
-	d := start(b, b.TempDir()+"/state", Options{Fault: func(op, name string) error {
+	changes := make([]relay.Change, 500_000)
+	for i := range changes {
+		changes[i] = grantOf(i)
+	}
+	d := start(b, b.TempDir()+"/state", Options{Snapshot: func() iter.Seq[relay.Change] { return slices.Values(changes) }, Fault: func(op, name string) error {
 		switch {
 		case op == "create" && name == newName:
 			writing.Store(true)
@@ -90,11 +96,6 @@ func BenchmarkDoneBesideASnapshot(b *testing.B) {
 		}
 		return nil
 	}})
-	changes := make([]relay.Change, 500_000)
-	for i := range changes {
-		changes[i] = grantOf(i)
-	}
-	d.apply(changes...)
 	var longest [2]time.Duration // alone, beside
 	var appended time.Duration
 	tell := func(i int) {

@@ -64,7 +64,9 @@ type daemon struct {
 func start(t testing.TB, dir string, o Options) *daemon {
 	t.Helper()
 	d := &daemon{}
-	o.Snapshot = d.snapshot
+	if o.Snapshot == nil {
+		o.Snapshot = d.snapshot
+	}
 	s, err := Open(dir, o)
 	if err != nil {
 		t.Fatal(err)
