@@ -98,15 +98,17 @@ type follower struct {
 	buf     []byte
 	dir     string // where the path really leads
 	base    string
-	cur     *tail   // the file the path leads to; nil: it leads nowhere
-	old     []*tail // files it led to before, the oldest first; they may still grow
-	begun   bool    // the start has been found
-	recheck bool    // look at every step of the way, not only at its end
-	hinted  bool    // the kernel tells when the file changes
-	wary    bool    // others could write here: what is there now is not believed
-	stopped bool    // nobody wants more
-	news    bool    // something was handed over since the last CaughtUp
-	trouble string  // what was last told as Down
+	arrived time.Time            // when it was found
+	rotated map[fileID]time.Time // rotated files that are done with, and when they had changed last
+	cur     *tail                // the file the path leads to; nil: it leads nowhere
+	old     []*tail              // files it led to before, the oldest first; they may still grow
+	begun   bool                 // the start has been found
+	recheck bool                 // look at every step of the way, not only at its end
+	hinted  bool                 // the kernel tells when the file changes
+	wary    bool                 // others could write here: what is there now is not believed
+	stopped bool                 // nobody wants more
+	news    bool                 // something was handed over since the last CaughtUp
+	trouble string               // what was last told as Down
 	absent  time.Time
 	due     relay.Position // goes with the next record
 	told    relay.Position // the last one that was handed over
@@ -185,6 +187,7 @@ func (w *follower) arrive(way way) bool {
 		return false
 	}
 	w.retire()
+	w.dir, w.base = filepath.Dir(way.real), filepath.Base(way.real)
 	w.cur = w.known(&st)
 	if w.cur != nil {
 		syscall.Close(fd)
@@ -192,8 +195,11 @@ func (w *follower) arrive(way way) bool {
 		w.cur = newTail(fd, &st)
 		w.hinted = w.hints.file(fd)
 	}
-	w.dir, w.base = filepath.Split(way.real)
 	w.healthy()
+	if w.begun && !w.wary {
+		w.between()
+	}
+	w.arrived = w.now()
 	switch {
 	case w.wary:
 		w.disbelieve()
@@ -418,7 +424,7 @@ func (w *follower) letGo() {
 			if t.fragment && !t.told {
 				w.emit(Record{Kind: Gap})
 			}
-			w.shut(t)
+			w.done(t)
 			w.old = slices.Delete(w.old, i, i+1)
 			w.news = true // the position may move on
 			continue

@@ -37,6 +37,7 @@ const (
 // missing.
 func (w *follower) begin() {
 	w.begun = true
+	w.remember(w.siblings(time.Time{}))
 	from := w.from
 	if !from.IsZero() {
 		if w.cur != nil && w.cur.dev == from.Device && w.cur.ino == from.Inode && w.cur.holds(from) {
@@ -49,6 +50,36 @@ func (w *follower) begin() {
 		w.emit(Record{Kind: Gap}) // the place is gone, and what followed it perhaps too
 	}
 	w.beginAt(w.now().Add(-w.window))
+}
+
+// between finds files that were the current one only between two looks, and
+// were rotated before anybody saw them.
+func (w *follower) between() {
+	all := w.siblings(time.Time{})
+	for _, s := range slices.Backward(all) {
+		at, known := w.rotated[s.fileID]
+		if s.gz || w.opened(s) || known && !s.changed.After(at) || s.changed.Before(w.arrived.Add(-time.Second)) {
+			continue
+		}
+		w.take(s, nil)
+	}
+	w.remember(all)
+}
+
+func (w *follower) remember(all []sibling) {
+	w.rotated = make(map[fileID]time.Time, len(all))
+	for _, s := range all {
+		w.rotated[s.fileID] = s.changed
+	}
+}
+
+// done closes a rotated file for good.
+func (w *follower) done(t *tail) {
+	var st stat
+	if syscall.Fstat(t.fd, &st) == nil {
+		w.rotated[t.fileID] = modified(&st)
+	}
+	w.shut(t)
 }
 
 // goOn reads a file on from a position, or from later where that is too far back.
@@ -76,7 +107,7 @@ func (w *follower) beginInSibling(from relay.Position) bool {
 				continue
 			}
 			for _, newer := range slices.Backward(all[:i]) {
-				if newer.dev != s.dev || newer.ino != s.ino {
+				if newer.fileID != s.fileID {
 					w.take(newer, nil)
 				}
 			}
@@ -135,7 +166,7 @@ func (w *follower) copyOf(t *tail) *tail {
 		return nil
 	}
 	for _, s := range w.siblings(t.grown.Add(-time.Second)) {
-		if s.gz || t.dev == s.dev && t.ino == s.ino || w.opened(s) {
+		if s.gz || t.fileID == s.fileID || w.opened(s) {
 			continue
 		}
 		if c := w.open(s); c != nil {
@@ -150,31 +181,30 @@ func (w *follower) copyOf(t *tail) *tail {
 
 // sibling is a rotated log beside the one that is read.
 type sibling struct {
-	path     string
-	dev, ino uint64
-	changed  time.Time
-	gz       bool
+	fileID
+	path    string
+	changed time.Time
+	gz      bool
 }
 
 // siblings lists the rotated logs that were written to since a time, the
 // newest first.
 func (w *follower) siblings(since time.Time) []sibling {
-	names, err := os.ReadDir(w.dir)
-	if err != nil {
-		return nil
-	}
 	var found []sibling
-	for _, e := range names {
-		if !rotated(e.Name(), w.base) {
-			continue
+	places := []place{{w.dir, w.base}}
+	if own := (place{filepath.Dir(w.path), filepath.Base(w.path)}); places[0] != own {
+		places = append(places, own) // a symbolic link, which may have been rotated itself
+	}
+	for _, p := range places {
+		names, _ := os.ReadDir(p.dir)
+		for _, e := range names {
+			var st stat
+			path := filepath.Join(p.dir, e.Name())
+			if rotated(e.Name(), p.name) && syscall.Lstat(path, &st) == nil && st.Mode&syscall.S_IFMT == syscall.S_IFREG &&
+				!modified(&st).Before(since) && !w.cur.is(&st) {
+				found = append(found, sibling{fileID{st.Dev, st.Ino}, path, modified(&st), strings.HasSuffix(path, ".gz")})
+			}
 		}
-		var st stat
-		path := filepath.Join(w.dir, e.Name())
-		if syscall.Lstat(path, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG ||
-			modified(&st).Before(since) || w.cur.is(&st) {
-			continue
-		}
-		found = append(found, sibling{path, st.Dev, st.Ino, modified(&st), strings.HasSuffix(path, ".gz")})
 	}
 	slices.SortFunc(found, func(a, b sibling) int {
 		if c := b.changed.Compare(a.changed); c != 0 {
@@ -230,7 +260,7 @@ func (w *follower) open(s sibling) *tail {
 }
 
 func (w *follower) opened(s sibling) bool {
-	return slices.ContainsFunc(w.old, func(t *tail) bool { return t.dev == s.dev && t.ino == s.ino })
+	return slices.ContainsFunc(w.old, func(t *tail) bool { return t.fileID == s.fileID })
 }
 
 // unpack hands over the lines of a gzipped sibling: those after a place, if it

@@ -17,8 +17,8 @@ const keep = 1 << 10
 // tail is one open log file and how far it has been read.
 type tail struct {
 	cutter
+	fileID
 	fd       int
-	dev, ino uint64
 	offset   int64     // up to and with the last line that was handed over
 	before   []byte    // the bytes before offset, at most keep
 	end      int64     // how far it was filled when last read
@@ -30,8 +30,11 @@ type tail struct {
 }
 
 func newTail(fd int, st *stat) *tail {
-	return &tail{fd: fd, dev: st.Dev, ino: st.Ino, before: make([]byte, 0, keep), grown: modified(st)}
+	return &tail{fd: fd, fileID: fileID{st.Dev, st.Ino}, before: make([]byte, 0, keep), grown: modified(st)}
 }
+
+// fileID is what a file keeps when it is renamed.
+type fileID struct{ dev, ino uint64 }
 
 func modified(st *stat) time.Time { return time.Unix(st.Mtim.Unix()) }
 

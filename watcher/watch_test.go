@@ -284,6 +284,7 @@ func TestWatchOldLogOverTheLiveOneDoesNotGrant(t *testing.T) {
 			}},
 		} {
 			t.Run(tt.name+", stamped "+layout, func(t *testing.T) {
+				t.Parallel()
 				path := watchedLog(t)
 				now := time.Now().UTC()
 				// A log of last year, from a day before this day to a day after
