@@ -83,27 +83,16 @@ func (s *scanner) address() (netip.Addr, bool) {
 func (s *scanner) done() bool { return len(s.rest) == 0 }
 
 // parseAddr reads a full IP address without zone and gives popgate's one
-// spelling.
+// spelling. It takes what netip.ParseAddr takes, without its allocation, which
+// every line with an address would cost, login or not.
 func parseAddr(b []byte) (netip.Addr, bool) {
 	if a, ok := parseIPv4(b); ok {
 		return a, true
 	}
-	if len(b) == 0 || len(b) > len("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255") {
-		return netip.Addr{}, false
-	}
-	for _, c := range b {
-		if !addressChars[c] {
-			return netip.Addr{}, false
-		}
-	}
-	a, err := netip.ParseAddr(string(b))
-	if err != nil {
-		return netip.Addr{}, false
-	}
-	return relay.Canonical(a), true
+	a, ok := parseIPv6(b)
+	return relay.Canonical(a), ok
 }
 
-// parseIPv4 is netip.ParseAddr for the common case, without its allocation.
 func parseIPv4(b []byte) (netip.Addr, bool) {
 	var a [4]byte
 	part, value, length := 0, 0, 0
@@ -130,6 +119,74 @@ func parseIPv4(b []byte) (netip.Addr, bool) {
 	}
 	a[3] = byte(value)
 	return netip.AddrFrom4(a), true
+}
+
+func parseIPv6(b []byte) (netip.Addr, bool) {
+	var a [16]byte
+	n, gap := 0, -1 // bytes read, and where "::" stood among them
+	if len(b) >= 2 && b[0] == ':' && b[1] == ':' {
+		gap, b = 0, b[2:]
+	}
+	for len(b) > 0 {
+		value, i := 0, 0
+		for ; i < len(b) && i < 5; i++ {
+			d, ok := hexDigit(b[i])
+			if !ok {
+				break
+			}
+			value = value<<4 | d
+		}
+		if i > 0 && i < len(b) && b[i] == '.' && n <= 12 {
+			tail, ok := parseIPv4(b)
+			if !ok {
+				return netip.Addr{}, false
+			}
+			four := tail.As4()
+			n += copy(a[n:], four[:])
+			break
+		}
+		if i == 0 || i > 4 || n == 16 {
+			return netip.Addr{}, false
+		}
+		a[n], a[n+1] = byte(value>>8), byte(value)
+		n += 2
+		if b = b[i:]; len(b) == 0 {
+			break
+		}
+		if b[0] != ':' || len(b) == 1 {
+			return netip.Addr{}, false
+		}
+		if b = b[1:]; b[0] == ':' {
+			if gap >= 0 {
+				return netip.Addr{}, false
+			}
+			gap, b = n, b[1:]
+		}
+	}
+	if gap >= 0 {
+		if n == 16 {
+			return netip.Addr{}, false // "::" for nothing
+		}
+		copy(a[16-(n-gap):], a[gap:n])
+		clear(a[gap : 16-(n-gap)])
+		n = 16
+	}
+	if n != 16 {
+		return netip.Addr{}, false
+	}
+	return netip.AddrFrom16(a), true
+}
+
+func hexDigit(c byte) (int, bool) {
+	switch {
+	case digit(c):
+		return int(c - '0'), true
+	case 'a' <= c && c <= 'f':
+		return int(c-'a') + 10, true
+	case 'A' <= c && c <= 'F':
+		return int(c-'A') + 10, true
+	}
+	return 0, false
 }
 
 // maxUser bounds what is taken for a user name: an address in its longest

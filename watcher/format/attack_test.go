@@ -1,0 +1,392 @@
+package format
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"popgate/internal/relay"
+)
+
+var filler = strings.Repeat("M", 486) // with "LOGIN FAILED, user=" the 505 bytes of a piece
+
+const opened = "pop3d: Connection, ip=[::ffff:192.0.2.46], port=[60137]"
+
+// attacks are logs, each line "tag: text", in which no line is a login for
+// anybody to use: forged without a password, or not to be told from such.
+// 203.0.113.66 and up are what the attacker would like to be granted, and
+// 192.0.2.46 is himself where a server adds his address.
+var attacks = []struct {
+	name, format string
+	lines        []string
+}{
+	{"split record: own address, no password", "courier", []string{
+		opened,
+		"pop3d: LOGIN FAILED, user=" + filler,
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: any address, tail pushed into a third record", "courier", []string{
+		opened,
+		"pop3d: LOGIN FAILED, user=" + filler,
+		"pop3d: LOGIN, user=" + strings.Repeat("v", 440) + ", ip=[::ffff:203.0.113.69], port=[4444]",
+		"pop3d: ZZ, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: rest of a rest", "courier", []string{
+		opened,
+		"pop3d: LOGIN FAILED, user=" + filler,
+		"pop3d: " + strings.Repeat("M", 511),
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: pieces of two connections mingle", "courier", []string{
+		opened,
+		"pop3d: Connection, ip=[::ffff:192.0.2.46], port=[60138]",
+		"pop3d: LOGIN FAILED, user=" + filler,
+		"pop3d: LOGIN FAILED, user=" + filler,
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60138]",
+	}},
+	{"split record: first piece lost in a gap", "courier", []string{
+		opened,
+		"gap",
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: lost in a gap, and the rest is a forged Connection", "courier", []string{
+		"gap",
+		"pop3d: Connection, ip=[::ffff:192.0.2.46], port=[60137]",
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: dropped by rsyslog's rate limit", "courier", []string{
+		opened,
+		"rsyslogd: imuxsock[pid 77]: begin to drop messages due to rate-limiting",
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: dropped by journald's rate limit", "courier", []string{
+		opened,
+		"systemd-journald: Suppressed 17 messages from courier-pop.service",
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: cut shorter by some other logger", "courier", []string{
+		opened,
+		"pop3d: LOGIN FAILED, user=" + filler[:100],
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"login before any connection", "courier", []string{
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"real account named like a tail", "courier", []string{
+		opened,
+		"pop3d: LOGIN, user=a, ip=[::ffff:203.0.113.66], port=[1], ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"failed login with a login in its user", "courier", []string{
+		opened,
+		"pop3d: LOGIN FAILED, user=LOGIN, user=victim, ip=[::ffff:203.0.113.66], port=[4444], ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"lower case", "courier", []string{opened, "pop3d: login, user=victim, ip=[::ffff:192.0.2.46], port=[60137]"}},
+	{"capitals", "courier", []string{opened, "pop3d: LOGIN, USER=victim, IP=[::ffff:192.0.2.46], PORT=[60137]"}},
+	{"tag of another program", "courier", []string{opened, "pop3dx: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]"}},
+	{"no port", "courier", []string{opened, "pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46]"}},
+	{"imap login without its protocol", "courier", []string{
+		"imapd: Connection, ip=[::ffff:192.0.2.46], port=[60137]",
+		"imapd: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+
+	{"first rip= is the attacker's, in a failed login", "dovecot", []string{
+		"dovecot: imap-login: Disconnected: Connection closed (auth failed, 1 attempts in 2 secs): user=<x>, rip=203.0.113.66, lip=1.2.3.4>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"whole login in the user of a failed login", "dovecot", []string{
+		"dovecot: imap-login: Login aborted: Logged out (auth failed, 1 attempts in 2 secs) (auth_failed): user=<Login: user=<victim>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=99, session=<abcdEFGH>>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"real account named like a field", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<a>, rip=203.0.113.66, lip=1.2.3.4>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"real account that completes the line", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<a>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<x>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"second rip= in the user", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<a rip=203.0.113.66>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"second rip= behind the first", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<a>, method=PLAIN, rip=192.0.2.46, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"last rip= in a session id of a trusted host", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, mpid=1, secured, session=<a>, rip=203.0.113.66,x=<b>",
+	}},
+	{"last rip= in a session id, blanks and all", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, mpid=1, secured, session=<a>, rip=203.0.113.66>",
+	}},
+	{"upper-cased mechanism", "dovecot", []string{
+		"dovecot: pop3-login: Disconnected: Connection closed (tried to use unsupported auth mechanism): user=<>, method=X>,RIP=203.0.113.66, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"upper-cased login", "dovecot", []string{
+		"dovecot: IMAP-LOGIN: LOGIN: USER=<BOB>, METHOD=PLAIN, RIP=203.0.113.66, LIP=192.0.2.1, MPID=1, SESSION=<ABCD>",
+	}},
+	{"lower-cased login", "dovecot", []string{
+		"dovecot: imap-login: login: user=<bob>, method=plain, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"login in a password that is logged", "dovecot", []string{
+		"dovecot: auth: passwd-file(alice,192.0.2.46,<abcd>): Password mismatch (given password: imap-login: Login: user=<victim>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<AAAA>)",
+	}},
+	{"login in an IMAP ID that is logged", "dovecot", []string{
+		"dovecot: imap-login: ID sent: name=x, version=Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<AAAA>: user=<>, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"login in a backend's refusal", "dovecot", []string{
+		"dovecot: imap-login: proxy(bob,192.0.2.9:143): Login failed: Started proxying to remote host (0.000 secs): user=<bob>, method=PLAIN, rip=203.0.113.66: user=<bob>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"proxied user that differs from the prefix", "dovecot", []string{
+		"dovecot: imap-login: proxy(bob,192.0.2.9:143): Started proxying to remote host (0.000 secs): user=<alice>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"level word that only Dovecot's own file has", "dovecot", []string{
+		"dovecot: imap-login: Info: Login: user=<bob>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"address with a zone", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=fe80::1%eth0, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"address with a leading zero", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=203.0.113.066, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"line end in the user", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<a\nb>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"text direction turned round in the user", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<a\u202eb>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+	{"too many connections: the password was right", "dovecot", []string{
+		"dovecot: imap-login: Disconnected: Maximum number of connections from user+IP exceeded (mail_max_userip_connections=2): user=<bob>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
+	{"CVE-2001-1075: a login in another program's message", "dovecot", []string{
+		"postfix/smtpd: warning: 203.0.113.66: hostname dovecot: imap-login: Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd> verification failed",
+	}},
+	{"CVE-2001-1075: at the start of another program's message", "dovecot", []string{
+		"ftpd: imap-login: Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
+
+	{"reverse name that is an address, in a failed login", "cyrus", []string{
+		"cyrus/imap: badlogin: 203.0.113.66 [192.0.2.46] plaintext (x [203.0.113.66] victim plaintext User logged in) [SASL(-13): user not found: checkpass failed]",
+	}},
+	{"two words before the address", "cyrus", []string{
+		"cyrus/imap: login: a [203.0.113.66] [192.0.2.46] victim plaintext User logged in SESSIONID=<a-1>",
+	}},
+	{"whole login as reverse name", "cyrus", []string{
+		"cyrus/imap: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1> [192.0.2.46] alice plaintext User logged in SESSIONID=<b-1>",
+	}},
+	{"user of two words", "cyrus", []string{
+		"cyrus/imap: login: [192.0.2.46] a b plaintext User logged in SESSIONID=<a-1>",
+	}},
+	{"other case", "cyrus", []string{
+		"cyrus/imap: login: [203.0.113.66] victim plaintext user logged in sessionid=<a-1>",
+	}},
+	{"no session", "cyrus", []string{"cyrus/imap: login: [203.0.113.66] victim plaintext User logged in"}},
+	{"tag without a service", "cyrus", []string{"cyrus: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1>"}},
+	{"another program of Cyrus's", "cyrus", []string{"cyrus/ctl_cyrusdb: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1>"}},
+
+	{"login on a tag that several servers share", "auto", []string{
+		opened, "pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"change of mind", "auto", []string{
+		"dovecot: master: Warning: SIGHUP received - reloading configuration",
+		"pop3d-ssl: Connection, ip=[::ffff:192.0.2.46], port=[60137]",
+		"pop3d-ssl: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+		"cyrus/imap: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1>",
+	}},
+}
+
+func TestAttacks(t *testing.T) {
+	for _, a := range attacks {
+		t.Run(a.format+": "+a.name, func(t *testing.T) {
+			p, err := New(a.format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, line := range a.lines {
+				if line == "gap" {
+					p.Gap()
+					continue
+				}
+				if e, result := parseLine(t, p, line); result != None && result != Unparsed || e != (relay.Event{}) {
+					t.Errorf("%q gave %v %+v", line, result, e)
+				}
+			}
+		})
+	}
+}
+
+// parseLine reads "tag: text" as it stands in a traditional log.
+func parseLine(t testing.TB, p Parser, line string) (relay.Event, Result) {
+	t.Helper()
+	var m Message
+	if !Split([]byte("Nov 22 02:05:32 mx1 "+line), &m) {
+		t.Fatalf("no transport found for %q", line)
+	}
+	return p.Parse(&m)
+}
+
+// logins are one login of each shape.
+var logins = []struct{ name, format, before, line, session string }{
+	{"dovecot 2.3", "dovecot", "", "dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=11, TLS, session=<ab+/=>", "ab+/="},
+	{"dovecot 2.4", "dovecot", "", "dovecot: imap-login: Logged in: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=11, secured, session=<ab+/=>", "ab+/="},
+	{"dovecot, connection already broken", "dovecot", "", "dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=11, TLS: Connection closed, session=<ab>", "ab"},
+	{"dovecot proxy", "dovecot", "", "dovecot: imap-login: proxy(bob,[2001:db8::9]:143): Started proxying to <2001:db8::9> (0.010 secs): user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, session=<ab>", "ab"},
+	{"courier imap", "courier", "imapd: Connection, ip=[::ffff:192.0.2.7], port=[4711]", "imapd: LOGIN, user=bob, ip=[::ffff:192.0.2.7], port=[4711], protocol=IMAP, starttls=1", "192.0.2.7:4711"},
+	{"cyrus", "cyrus", "", "cyrus/imaps[77]: login: host.example.net [192.0.2.7] bob PLAIN+TLS User logged in SESSIONID=<mx1-1-2-3>", ""},
+}
+
+func TestLoginCutAnywhereIsNoLogin(t *testing.T) {
+	for _, l := range logins {
+		t.Run(l.name, func(t *testing.T) {
+			line := "Nov 22 02:05:32 mx1 " + l.line
+			for n := range len(line) + 1 {
+				p, err := New(l.format)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if l.before != "" {
+					parseLine(t, p, l.before)
+				}
+				var m Message
+				if !Split([]byte(line[:n]), &m) {
+					continue
+				}
+				e, result := p.Parse(&m)
+				whole := n == len(line)
+				want := relay.Event{Kind: relay.Login, User: "bob", Service: relay.IMAP, Session: l.session}
+				want.Client, _ = oracleAddr("192.0.2.7")
+				if whole && (result != Login || e != want) {
+					t.Errorf("whole line: got %v %+v, want %+v", result, e, want)
+				}
+				// Courier's optional last field leaves a whole line without it.
+				if !whole && result == Login && (e != want || l.format != "courier" || !strings.HasSuffix(line[:n], ", protocol=IMAP")) {
+					t.Errorf("cut at %d: %q gave %+v", n, line[:n], e)
+				}
+			}
+		})
+	}
+}
+
+func TestLoginWithAnyByteChangedNamesNoOtherClient(t *testing.T) {
+	for _, l := range logins {
+		t.Run(l.name, func(t *testing.T) {
+			addr := strings.Index(l.line, "192.0.2.7")
+			addr = strings.LastIndexAny(l.line[:addr], "=[") + 1
+			end := addr + strings.IndexAny(l.line[addr:], ",]")
+			for i := range len(l.line) {
+				if addr <= i && i < end {
+					continue // another address, rightly
+				}
+				for _, c := range []byte("\x00\n \"'(),.:;<=>[]aA0\x7f\x80") {
+					line := []byte("Nov 22 02:05:32 mx1 " + l.line)
+					at := len(line) - len(l.line) + i
+					line[at] = c
+					p, _ := New(l.format)
+					if l.before != "" {
+						parseLine(t, p, l.before)
+					}
+					var m Message
+					if !Split(line, &m) {
+						continue
+					}
+					if e, result := p.Parse(&m); result == Login && e.Client.String() != "192.0.2.7" {
+						t.Errorf("%q gave %+v", line, e)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestCourierLogin(t *testing.T) {
+	const login = "pop3d: LOGIN, user=bob, ip=[::ffff:192.0.2.7], port=[4711]"
+	const own = "pop3d: Connection, ip=[::ffff:192.0.2.7], port=[4711]"
+	const other = "pop3d: Connection, ip=[::ffff:192.0.2.8], port=[4712]"
+	long := "pop3d: LOGIN FAILED, user=" + filler
+	for _, tt := range []struct {
+		name  string
+		lines []string
+		want  Result
+	}{
+		{"after its connection", []string{own, login}, Login},
+		{"after any connection, where nothing was missed", []string{other, login}, Login},
+		{"over a connection opened after a gap", []string{"gap", other, own, login}, Login},
+		{"over a connection opened before a gap", []string{own, "gap", other, other, login}, Unparsed},
+		{"over a connection opened after the pieces", []string{other, long, "pop3d: rest", own, login}, Login},
+		{"over a connection opened before the pieces", []string{own, long, "pop3d: rest", login}, Unparsed},
+		{"pieces of another tag", []string{own, "imapd: LOGIN FAILED, user=" + filler, login}, Login},
+		{"tag seen for the first time after a gap", []string{"gap", "pop3d: x", own, login}, Login},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, _ := New("courier")
+			var result Result
+			for _, line := range tt.lines {
+				if line == "gap" {
+					p.Gap()
+					continue
+				}
+				_, result = parseLine(t, p, line)
+			}
+			if result != tt.want {
+				t.Errorf("got %v, want %v", result, tt.want)
+			}
+		})
+	}
+}
+
+func TestCourierBounds(t *testing.T) {
+	t.Run("logs of too many hosts are not read", func(t *testing.T) {
+		p := new(courier)
+		var m Message
+		for i := range 2 * maxLogs {
+			for _, text := range []string{"Connection, ip=[192.0.2.7], port=[1]", "LOGIN, user=bob, ip=[192.0.2.7], port=[1]"} {
+				Split(fmt.Appendf(nil, "Nov 22 02:05:32 host%d pop3d: %s", i, text), &m)
+				if _, result := p.Parse(&m); (result == Login) != (i < maxLogs && text[0] == 'L') {
+					t.Fatalf("host %d, %q: %v", i, text, result)
+				}
+			}
+		}
+		if len(p.logs) != maxLogs {
+			t.Errorf("%d logs remembered, want %d", len(p.logs), maxLogs)
+		}
+	})
+	t.Run("the oldest connection is forgotten", func(t *testing.T) {
+		p := new(courier)
+		p.Gap()
+		parseLine(t, p, "pop3d: x")
+		for i := range maxOpened + 1 {
+			parseLine(t, p, fmt.Sprintf("pop3d: Connection, ip=[192.0.2.7], port=[%d]", i))
+		}
+		for port, want := range map[int]Result{0: Unparsed, 1: Login, maxOpened: Login} {
+			if _, got := parseLine(t, p, fmt.Sprintf("pop3d: LOGIN, user=bob, ip=[192.0.2.7], port=[%d]", port)); got != want {
+				t.Errorf("connection %d: %v, want %v", port, got, want)
+			}
+		}
+		if l := p.logs[0]; len(l.opened) != maxOpened || len(l.order) != maxOpened {
+			t.Errorf("%d and %d connections remembered, want %d", len(l.opened), len(l.order), maxOpened)
+		}
+	})
+	t.Run("a withheld record is a piece", func(t *testing.T) {
+		p := new(courier)
+		parseLine(t, p, opened)
+		p.Parse(&Message{Host: []byte("mx1"), Tag: []byte("pop3d"), Withheld: true})
+		if _, got := parseLine(t, p, "pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]"); got != Unparsed {
+			t.Errorf("the record after it: %v", got)
+		}
+	})
+}
+
+func TestNewReleaseIsNoticed(t *testing.T) {
+	for _, line := range []string{
+		"dovecot: imap-login: Login succeeded: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=1, session=<ab>",
+		"dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=1, country=<x>, session=<ab>",
+		"dovecot: jmap-login: Logged in: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=1, session=<ab>",
+		"dovecot: imap-login: proxy(bob): started proxying to 192.0.2.9:143: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1",
+		"cyrus/imap: login: [192.0.2.7] bob plaintext User logged in SESSIONID=<a> COUNTRY=<x>",
+		"pop3d: LOGIN, user=bob, ip=[::ffff:192.0.2.7], port=[1], protocol=POP4",
+	} {
+		format, _, _ := strings.Cut(strings.Replace(line, "pop3d", "courier", 1), ":")
+		p, err := New(strings.TrimSuffix(format, "/imap"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, result := parseLine(t, p, line); result != Unparsed {
+			t.Errorf("%q: %v, want unparsed", line, result)
+		}
+	}
+}
