@@ -198,12 +198,9 @@ func (c *conn) makeRoom(need int) {
 
 // read reads once from the network.
 func (c *conn) read() bool {
-	switch {
-	case c.start < c.end || c.skip > 0:
+	if c.start < c.end || c.skip > 0 {
 		c.enter(receiving)
-	case c.listener.draining.Load():
-		return false
-	default:
+	} else {
 		c.enter(idle)
 	}
 	if c.quickAck != nil {
@@ -227,9 +224,6 @@ func (c *conn) Write(p []byte) (int, error) {
 // send writes a whole packet. What can't be sent ends the connection, which the
 // library learns by its next read.
 func (c *conn) send(packet []byte) {
-	if c.ended.Load() {
-		return
-	}
 	c.enter(writing)
 	if _, err := c.Conn.Write(packet); err != nil && !c.ended.Swap(true) {
 		c.listener.server.counts.unsent.Add(1)

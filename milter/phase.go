@@ -22,7 +22,7 @@ const phaseBits = 2
 // was, if it was in it already: a packet that comes byte by byte has begun
 // once.
 func (c *conn) enter(p phase) {
-	if phase(c.phase.Load())&(1<<phaseBits-1) != p || p == idle {
+	if phase(c.phase.Load())&(1<<phaseBits-1) != p {
 		c.phase.Store(c.listener.ticks.Load()<<phaseBits | uint64(p))
 	}
 }

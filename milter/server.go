@@ -238,7 +238,10 @@ func (s *Server) leave(peer netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open--
-	if s.perPeer[peer]--; s.perPeer[peer] <= 0 {
+	if !peer.IsValid() {
+		return
+	}
+	if s.perPeer[peer]--; s.perPeer[peer] == 0 {
 		delete(s.perPeer, peer)
 	}
 }

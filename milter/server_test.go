@@ -326,9 +326,10 @@ func TestCaps(t *testing.T) {
 		a.ended()
 		d.until(t, "room", func(s Stats) bool { return s.Open == 1 })
 		begun(t, d, client4).want("c", rcpt("<pass@l>"))
+		d.end(t)
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if len(d.perPeer) != 2 {
+		if len(d.perPeer) != 0 {
 			t.Errorf("addresses remembered: %v", d.perPeer)
 		}
 	})
