@@ -130,9 +130,10 @@ func TestFileThatSetsEveryKey(t *testing.T) {
 			{Name: "push:127.0.0.1:4001", Kind: KindPush, Format: "dovecot", KeyFile: "/etc/popgate/push.key",
 				Listen: Address{"tcp", "127.0.0.1:4001", "127.0.0.1:4001"}, Location: time.Local},
 		},
-		Formats: []Format{{Name: "acme", Tag: "acme-pop", Service: "pop3", Pattern: `login (?P<user>[a-z]+) from (?P<client>[0-9a-f.:]+)`}},
-		Store:   "memory",
-		Log:     Log{Level: slog.LevelWarn, Format: "json"},
+		Formats: []Format{{Name: "acme", Tag: "acme-pop", Service: relay.POP3,
+			Pattern: `login (?P<user>[a-z]+) from (?P<client>[0-9a-f.:]+) id (?P<session>[0-9]+)`, Logout: `logout id (?P<session>[0-9]+)`}},
+		Store: "memory",
+		Log:   Log{Level: slog.LevelWarn, Format: "json"},
 	}
 	gv, wv := reflect.ValueOf(*got), reflect.ValueOf(*want)
 	for i := range gv.NumField() {

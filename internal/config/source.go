@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"popgate/internal/relay"
 )
 
 // Kinds of source.
@@ -59,10 +61,11 @@ func (s Source) Equal(t Source) bool {
 // those who compile it.
 type Format struct {
 	Name    string
-	Tag     string // exactly this tag
-	Pattern string // RE2 with the groups client, user, service, session
-	Service string // of lines whose pattern has no group service; empty: unknown
-	Line    int    // in the file, for errors of those who compile it
+	Tag     string        // exactly this tag
+	Pattern string        // RE2 with the groups client, user, service, session
+	Logout  string        // the same of a logout message, client not needed; empty: logouts are not read
+	Service relay.Service // of lines whose pattern has no group service
+	Line    int           // in the file, for errors of those who compile it
 }
 
 // builtinFormats are the formats popgate brings.
@@ -345,8 +348,13 @@ func (c *Config) readFormat(name string, v value) {
 	f := Format{Name: name, Line: v.n.Line}
 	given, ok := v.fields(
 		field{"tag", func(v value) { f.Tag, _ = v.text() }},
-		field{"pattern", func(v value) { f.Pattern = v.pattern() }},
-		field{"service", func(v value) { f.Service, _ = v.word("pop3", "imap", "submission", "sieve", "other") }},
+		field{"pattern", func(v value) { f.Pattern = v.pattern("client") }},
+		field{"logout", func(v value) { f.Logout = v.pattern("session") }},
+		field{"service", func(v value) {
+			if s, ok := v.word("pop3", "imap", "submission", "sieve", "other"); ok {
+				f.Service, _ = relay.ParseService(s)
+			}
+		}},
 	)
 	if !ok {
 		return
@@ -371,13 +379,14 @@ func (c *Config) readFormat(name string, v value) {
 // patternGroups are the names a custom pattern may give its groups.
 var patternGroups = []string{"client", "user", "service", "session"}
 
-func (v value) pattern() string {
+// pattern reads an expression that must have the group needed.
+func (v value) pattern(needed string) string {
 	s, ok := v.text()
 	if !ok {
 		return ""
 	}
 	if s == "" {
-		v.fail("an empty pattern matches no login; write an RE2 expression for the whole message")
+		v.fail("an empty pattern matches no message; write an RE2 expression for the whole of one")
 		return ""
 	}
 	re, err := regexp.Compile(`\A(?:` + s + `)\z`)
@@ -396,8 +405,8 @@ func (v value) pattern() string {
 			v.fail("the group %q stands in it twice; a line must be readable in one way only", name)
 		}
 	}
-	if count["client"] == 0 {
-		v.fail("no group client; mark the client address with (?P<client>...)")
+	if count[needed] == 0 {
+		v.fail("no group %[1]s; mark the %[1]s with (?P<%[1]s>...)", needed)
 	}
 	return s
 }
