@@ -149,11 +149,11 @@ func (l *Ledger) Event(ev relay.Event) (Outcome, relay.Grant) {
 	now := l.tick()
 	switch ev.Kind {
 	case relay.Login:
-		return l.login(&ev, now)
+		return l.login(&ev, now, l.asOf(&ev, now))
 	case relay.Logout:
-		return l.logout(&ev, now), relay.Grant{}
+		return l.logout(&ev, l.asOf(&ev, now)), relay.Grant{}
 	case relay.Restart:
-		l.endHolds(ev.Source, earlier(ev.Time, now.Wall), now)
+		l.endHolds(ev.Source, earlier(ev.Time, now.Wall), l.asOf(&ev, now))
 		return Closed, relay.Grant{}
 	default:
 		return Ignored, relay.Grant{}
@@ -177,7 +177,8 @@ func (l *Ledger) Position(source string, p relay.Position) {
 	l.feed(relay.Batch{Source: source, Position: p})
 }
 
-func (l *Ledger) login(ev *relay.Event, now relay.Now) (Outcome, relay.Grant) {
+// login judges a login. Then are the clocks by which its age is reckoned.
+func (l *Ledger) login(ev *relay.Event, now, then relay.Now) (Outcome, relay.Grant) {
 	r := l.rules
 	client := relay.Canonical(ev.Client)
 	switch {
@@ -189,7 +190,7 @@ func (l *Ledger) login(ev *relay.Event, now relay.Now) (Outcome, relay.Grant) {
 		return User, relay.Grant{}
 	case ev.Time.After(now.Wall.Add(maxFuture)):
 		return Future, relay.Grant{}
-	case l.age(ev, now) >= r.GrantTTL:
+	case then.Wall.Sub(ev.Time) >= r.GrantTTL:
 		return Stale, relay.Grant{}
 	}
 	at := earlier(ev.Time, now.Wall)
@@ -217,7 +218,7 @@ func (l *Ledger) login(ev *relay.Event, now relay.Now) (Outcome, relay.Grant) {
 	if known && before.Live(now) && !g.Newer(&before) && c.Ceiling.IsZero() {
 		return Older, before
 	}
-	l.apply(&c, now)
+	l.apply(&c, then)
 	l.feed(relay.Batch{Changes: []relay.Change{c}})
 	after, _ := l.store.Get(key)
 	if known && before.Live(now) {
@@ -226,22 +227,22 @@ func (l *Ledger) login(ev *relay.Event, now relay.Now) (Outcome, relay.Grant) {
 	return Granted, after
 }
 
-// age is how long ago a login was. Lines older than the last step back of the
-// wall clock are older than the clock makes them, and a replayed line that may
-// be from before or after the step is taken for the older one.
-func (l *Ledger) age(ev *relay.Event, now relay.Now) time.Duration {
-	age := now.Wall.Sub(ev.Time)
+// asOf gives the clocks as they would read had the wall clock not been set back
+// since the line was written. A line older than the last step is older than the
+// clock makes it, and a replayed line that may be from before or after the step
+// is taken for the older one.
+func (l *Ledger) asOf(ev *relay.Event, now relay.Now) relay.Now {
 	if l.step.shift <= 0 {
-		return age
+		return now
 	}
 	before := l.step.from
 	if ev.Live {
 		before = l.step.to.Add(-stampGrain)
 	}
 	if ev.Time.Before(before) {
-		age += l.step.shift
+		now.Wall = now.Wall.Add(l.step.shift)
 	}
-	return age
+	return now
 }
 
 // clockStep remembers how the wall clock was last set back.
