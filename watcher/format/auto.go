@@ -6,9 +6,9 @@ import (
 	"popgate/internal/relay"
 )
 
-// auto is the parser that finds out which server writes the log. It decides
-// by the journal's trusted unit where there is one, else by a tag that belongs
-// to one server only; "pop3d" and "imapd" belong to several, so they decide
+// auto is the parser that finds out which server writes the log. In the
+// journal it decides by the trusted unit, elsewhere by a tag that belongs to
+// one server only; "pop3d" and "imapd" belong to several, so they decide
 // nothing, whatever the line says. It decides once: what comes later, perhaps
 // from somebody who would like another grammar, changes nothing.
 type auto struct {
@@ -45,7 +45,7 @@ func (a *auto) Parse(m *Message) (relay.Event, Result) {
 
 // serverOf names the server a message gives away, if it does.
 func serverOf(m *Message) string {
-	if m.Unit != nil {
+	if m.Transport == Journal || m.Unit != nil {
 		return serverOfUnit(m.Unit)
 	}
 	if m.Transport == DovecotFile {
@@ -63,8 +63,9 @@ func serverOf(m *Message) string {
 	return ""
 }
 
-// serverOfUnit goes by the unit alone: with a unit at hand a tag proves
-// nothing, any local user can log under any tag.
+// serverOfUnit goes by the unit alone: where units can be had a tag proves
+// nothing, for any local user can log under any tag, and what a user logs has
+// a unit of his session's or none.
 func serverOfUnit(unit []byte) string {
 	name, ok := bytes.CutSuffix(unit, []byte(".service"))
 	switch {

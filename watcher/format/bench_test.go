@@ -122,7 +122,7 @@ func BenchmarkMixedLog(b *testing.B) {
 	for b.Loop() {
 		for rest := log; len(rest) > 0; {
 			n := bytes.IndexByte(rest, '\n')
-			if Split(rest[:n], &m) {
+			if MayMatter(p, rest[:n]) && Split(rest[:n], &m) {
 				p.Parse(&m)
 			}
 			rest = rest[n+1:]

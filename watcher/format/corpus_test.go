@@ -132,6 +132,42 @@ func TestCorpus(t *testing.T) {
 	}
 }
 
+// TestMayMatterLosesNothing reads each log with every parser twice, once all
+// of it and once without the lines that MayMatter rules out.
+func TestMayMatterLosesNothing(t *testing.T) {
+	logs, _ := filepath.Glob("testdata/*/*.log")
+	for _, log := range logs {
+		lines, _ := readCorpus(t, log)
+		for _, name := range append(Names(), "custom") {
+			all, filtered, dropped := customFromDocs(t), customFromDocs(t), 0
+			if name != "custom" {
+				all, _ = New(name)
+				filtered, _ = New(name)
+			}
+			for i, line := range lines {
+				var m Message
+				if !Split(line, &m) {
+					continue
+				}
+				e, result := all.Parse(&m)
+				var e2 relay.Event
+				var result2 Result
+				if MayMatter(filtered, line) {
+					e2, result2 = filtered.Parse(&m)
+				} else {
+					dropped++
+				}
+				if e != e2 || result != result2 {
+					t.Errorf("%s, line %d, %s: %v %+v, filtered %v %+v", log, i+1, name, result, e, result2, e2)
+				}
+			}
+			if name == "cyrus" && strings.Contains(log, "dovecot23-syslog.log") && dropped == 0 {
+				t.Errorf("%s: no line ruled out", log)
+			}
+		}
+	}
+}
+
 // runCorpus reads a log with one parser, checks every line, and counts.
 func runCorpus(t *testing.T, p Parser, log, server, transport string) (n tally) {
 	lines, wants := readCorpus(t, log)

@@ -79,6 +79,13 @@ func FuzzSplit(f *testing.F) {
 				t.Errorf("%q: stamp %v lies after the arrival", line, at)
 			}
 		}
+		for _, p := range []Parser{new(dovecot), new(courier), new(cyrus)} {
+			if ok && !MayMatter(p, line) {
+				if e, result := p.Parse(&m); result != None {
+					t.Errorf("%q: %T ruled it out, but it is %v %+v", line, p, result, e)
+				}
+			}
+		}
 		if len(line) > 0 && line[0] == '{' {
 			checkJournal(t, line, ok, &m)
 			return

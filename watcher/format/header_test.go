@@ -67,7 +67,7 @@ func TestJournalWithholdsWhatIsNotText(t *testing.T) {
 func TestAutoGoesByTheUnitBeforeTheTag(t *testing.T) {
 	const login = `{"__REALTIME_TIMESTAMP":"1","SYSLOG_IDENTIFIER":"dovecot",UNIT"MESSAGE":"imap-login: Login: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=1, session=<ab>"}`
 	for unit, want := range map[string]Result{
-		"":                    Login,
+		"":                    None,
 		"dovecot.service":     Login,
 		"user@1000.service":   None,
 		"dovecot.socket":      None,
