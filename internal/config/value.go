@@ -32,7 +32,7 @@ func (v value) plain() bool {
 	case v.n.Kind == yaml.AliasNode:
 		v.fail("*%s is an alias; write the value out", v.n.Value)
 	case v.n.Style&yaml.TaggedStyle != 0:
-		v.fail("%s is a tag; leave it out", clip(v.n.Tag))
+		v.fail("%q is a tag; leave it out", clip(v.n.Tag))
 	default:
 		return true
 	}
@@ -61,7 +61,7 @@ func (v value) fields(fs ...field) (given map[string]value, ok bool) {
 	given = map[string]value{}
 	for i := 0; i+1 < len(v.n.Content); i += 2 {
 		k := v.n.Content[i]
-		name := value{v.r, k, join(v.key, clip(k.Value))}
+		name := value{v.r, k, join(v.key, keyText(k.Value))}
 		if k.Kind != yaml.ScalarNode {
 			name.key = v.key
 			name.fail("%s where a key belongs", name.shown())
@@ -80,6 +80,15 @@ func (v value) fields(fs ...field) (given map[string]value, ok bool) {
 		f.read(value{v.r, v.n.Content[i+1], name.key})
 	}
 	return given, true
+}
+
+// keyText gives a key as an error's path has it, whatever it is made of.
+func keyText(key string) string {
+	key = clip(key)
+	if quoted := strconv.Quote(key); key == "" || len(quoted) != len(key)+2 {
+		return quoted
+	}
+	return key
 }
 
 func find(fs []field, key string) *field {
