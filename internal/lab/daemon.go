@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -56,10 +57,12 @@ func (d *Daemon) Start(t testing.TB) {
 }
 
 // Run runs a popgate command against the daemon and gives what it printed and
-// its exit code.
+// its exit code; -1 for one that did not end.
 func (d *Daemon) Run(t testing.TB, args ...string) (stdout string, code int) {
 	t.Helper()
-	cmd := exec.Command(daemonPath, append(args, "-c", ConfigFile)...)
+	ctx, stop := context.WithTimeout(t.Context(), patience)
+	defer stop()
+	cmd := exec.CommandContext(ctx, daemonPath, append(args, "-c", ConfigFile)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

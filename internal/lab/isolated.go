@@ -171,8 +171,12 @@ func inside(t *testing.T, body func(t *testing.T, h *Host)) {
 }
 
 // daemonBinary builds cmd/popgate. With POPGATE_LAB_RACE=1 it is built with
-// the race detector, which needs a C compiler.
+// the race detector, which needs a C compiler. POPGATE_LAB_DAEMON names one to
+// be tested instead, say that of a package.
 var daemonBinary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv("POPGATE_LAB_DAEMON"); path != "" {
+		return path, nil
+	}
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err

@@ -76,12 +76,14 @@ smtpd_tls_key_file = /etc/ssl/lab.pem
 `
 
 // postfixRelay is the self-closing rule: remote recipients are let through to
-// the milter only while the settings that make Postfix ask it are intact.
+// the milter only while the settings that make Postfix ask it are intact. The
+// outer test is for a $popgate that is empty or gone: then both sides of the
+// comparison are equal.
 const postfixRelay = `milter_default_action = tempfail
 smtpd_milters = $popgate
 smtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated,
-  ${{$smtpd_milters|$milter_default_action|$receive_override_options|$smtpd_milter_maps}
-    == {$popgate|tempfail||} ? {check_recipient_access static:OK}}
+  ${popgate?{${{$smtpd_milters|$milter_default_action|$receive_override_options|$smtpd_milter_maps}
+    == {$popgate|tempfail||} ? {check_recipient_access static:OK}}}}
   reject_unauth_destination
 `
 

@@ -43,8 +43,14 @@ type Client struct {
 // SMTP connects to port 25 from an address, reads the greeting and says EHLO.
 func (h *Host) SMTP(t testing.TB, from string) *Client {
 	t.Helper()
+	return h.SMTPPort(t, from, "25")
+}
+
+// SMTPPort is SMTP on another port.
+func (h *Host) SMTPPort(t testing.TB, from, port string) *Client {
+	t.Helper()
 	c := &Client{t: t}
-	c.attach(dial(t, from, "25"))
+	c.attach(dial(t, from, port))
 	c.Greeting = c.reply()
 	c.Must(2, "EHLO client.test")
 	return c
