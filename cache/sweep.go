@@ -38,6 +38,7 @@ func (s *Store) SweepStats() SweepStats {
 func (s *Store) Sweep(ctx context.Context) error {
 	tick := time.NewTicker(round / (shards / step))
 	defer tick.Stop()
+	w := sweeper{s: s}
 	next := 0
 	for {
 		select {
@@ -46,7 +47,7 @@ func (s *Store) Sweep(ctx context.Context) error {
 		case <-tick.C:
 		}
 		for range step {
-			s.sweepShard(next)
+			w.visit(next)
 			next++
 		}
 		if next >= shards {
@@ -71,50 +72,82 @@ func over(packed string, now relay.Now) bool {
 	return now.Mono-end >= Keep || now.Wall.Sub(fromNanos(expires(packed))) >= Keep
 }
 
-// sweepShard takes out what is over in one shard. The scan keeps changes of
-// that shard waiting, but no look-up. A few grants are then removed one by one;
-// when most are to go, those that stay move into a map of their size, which
-// look-ups find in one step, and the memory of the old one is given back.
-func (s *Store) sweepShard(i int) {
-	h := &s.shard[i]
-	now := s.now()
+// sweeper is one goroutine's visit to shard after shard.
+type sweeper struct {
+	s    *Store
+	dead []string // of the shard it is at
+}
+
+// visit takes out what is over in one shard, in two short steps so that neither
+// keeps the shard's changes waiting for long; no look-up waits for more than
+// the removal of one grant. What is allocated is allocated between the steps:
+// there the garbage collector may make the sweeper wait.
+func (w *sweeper) visit(i int) {
+	s, h, now := w.s, &w.s.shard[i], w.s.now()
+	w.dead = w.dead[:0]
 	h.change.Lock()
 	began := time.Now()
-	if h.peak == 0 {
-		h.change.Unlock()
-		return
-	}
-	var dead []string
 	for _, item := range h.items {
 		if packed := item.Object.(string); over(packed, now) {
-			dead = append(dead, packed)
+			w.dead = append(w.dead, packed)
 		}
 	}
-	if stay := len(h.items) - len(dead); stay <= h.peak/2 {
-		items := make(map[string]gocache.Item, stay)
-		if stay > 0 {
-			for key, item := range h.items {
-				if !over(item.Object.(string), now) {
-					items[key] = item
-				}
-			}
-		}
-		h.use(items)
-	} else {
-		grants := h.grants.Load()
-		for _, packed := range dead {
-			grants.Delete(packed[:keySize])
-		}
-	}
-	s.size.Add(-int64(len(dead)))
+	stay, peak := len(h.items)-len(w.dead), h.peak
 	s.swept.hold(time.Since(began))
 	h.change.Unlock()
-	s.swept.removed.Add(uint64(len(dead)))
+	switch {
+	case peak > 0 && stay <= peak/2:
+		w.rebuild(h, stay, now)
+	case len(w.dead) > 0:
+		w.remove(h)
+	}
+	s.swept.removed.Add(uint64(len(w.dead)))
 	if s.gone != nil {
-		for _, packed := range dead {
+		for _, packed := range w.dead {
 			s.gone(s.unpack(packed))
 		}
 	}
+	clear(w.dead)
+}
+
+// remove takes the dead out one by one, unless they were renewed or deleted
+// since they were found.
+func (w *sweeper) remove(h *shard) {
+	h.change.Lock()
+	began := time.Now()
+	grants, n := h.grants.Load(), 0
+	for _, packed := range w.dead {
+		if item, ok := h.items[packed[:keySize]]; ok && item.Object.(string) == packed {
+			grants.Delete(packed[:keySize])
+			w.dead[n] = packed
+			n++
+		}
+	}
+	w.s.size.Add(-int64(n))
+	w.s.swept.hold(time.Since(began))
+	h.change.Unlock()
+	clear(w.dead[n:])
+	w.dead = w.dead[:n]
+}
+
+// rebuild moves those that stay into a map of their size, which look-ups find
+// in one step, and so gives back the memory of the old one.
+func (w *sweeper) rebuild(h *shard, stay int, now relay.Now) {
+	items := make(map[string]gocache.Item, stay)
+	w.dead = w.dead[:0]
+	h.change.Lock()
+	began := time.Now()
+	for key, item := range h.items {
+		if packed := item.Object.(string); over(packed, now) {
+			w.dead = append(w.dead, packed)
+		} else {
+			items[key] = item
+		}
+	}
+	h.use(items)
+	w.s.size.Add(-int64(len(w.dead)))
+	w.s.swept.hold(time.Since(began))
+	h.change.Unlock()
 }
 
 // hold notes for how long the sweeper held a lock. There is one sweeper.

@@ -106,13 +106,18 @@ func past(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
 func (w *writer) step(ctx context.Context, urgent bool) {
 	w.flushAt = time.Time{}
 	if w.s.isLost() {
+		w.syncAt = time.Time{} // what is in the file counts for nothing now
 		w.renew(ctx)
 		return
 	}
-	if w.flush() && (urgent || len(w.owed) > 0 || past(w.syncAt)) {
+	due := past(w.syncAt)
+	switch flushed := w.flush(); {
+	case flushed && (urgent || due || len(w.owed) > 0):
 		w.sync()
+	case due:
+		w.settle() // what went in before the disk refused
 	}
-	if due := w.snapAt.IsZero() || past(w.snapAt); due && !w.running && !w.broken && !w.s.isLost() {
+	if due = w.snapAt.IsZero() || past(w.snapAt); due && !w.running && !w.broken && !w.s.isLost() {
 		w.snapAt = time.Time{}
 		if w.grown > growBytes && w.grown > w.size/growShare {
 			w.begin(ctx)
@@ -216,24 +221,29 @@ func (w *writer) refused(err error) {
 
 // sync brings the file to the disk and answers those who wait for that.
 func (w *writer) sync() {
-	w.syncAt = time.Time{}
-	if w.dirty {
-		if err := w.f.Sync(); err != nil {
-			// What the system could not write it may have dropped: only
-			// writing everything anew helps.
-			err = w.s.at(w.name, err)
-			w.s.forget(err)
-			w.tell(w.owed, err)
-			w.plan(&w.flushAt, 0)
-			return
-		}
-		w.dirty = false
-	}
-	if w.broken {
-		return // answered when the snapshot is done
+	if !w.settle() || w.broken {
+		return // told already, or to be told when the snapshot is done
 	}
 	w.s.trouble(w.snapErr)
 	w.tell(w.owed, nil)
+}
+
+// settle brings the file to the disk. What the system could not write it may
+// have dropped: then only writing everything anew helps.
+func (w *writer) settle() bool {
+	w.syncAt = time.Time{}
+	if !w.dirty {
+		return true
+	}
+	if err := w.f.Sync(); err != nil {
+		err = w.s.at(w.name, err)
+		w.s.forget(err)
+		w.tell(w.owed, err)
+		w.plan(&w.flushAt, 0)
+		return false
+	}
+	w.dirty = false
+	return true
 }
 
 func (w *writer) tell(owed []chan<- error, err error) {

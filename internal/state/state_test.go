@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"popgate/internal/relay"
@@ -171,34 +172,140 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func TestAppendedIsInTheFileWithoutAnyoneWaiting(t *testing.T) {
-	dir := t.TempDir()
-	os.Chmod(dir, 0o700)
-	var mu sync.Mutex
-	var ops []string
-	d := start(t, dir, Options{Fault: func(op, name string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		ops = append(ops, op)
-		return nil
-	}})
-	until(t, "the file of changes", func() bool { mu.Lock(); defer mu.Unlock(); return slices.Contains(ops, "syncdir") })
-	mu.Lock()
-	ops = nil
-	mu.Unlock()
-	began := time.Now()
-	d.put(t, false, relay.Batch{Changes: []relay.Change{grantOf(1)}})
-	seen := func(op string) func() bool {
-		return func() bool { mu.Lock(); defer mu.Unlock(); return slices.Contains(ops, op) }
+// operations notes when what was done to a disk in memory.
+type operations struct {
+	mu   sync.Mutex
+	fail string
+	at   map[string][]time.Time
+}
+
+func (o *operations) fault(op, _ string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.at[op] = append(o.at[op], time.Now())
+	if op == o.fail && len(o.at[op]) < 10_000 {
+		return syscall.ENOSPC
 	}
-	until(t, "write", seen("write"))
-	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("written after %v, want about 100 ms", took)
+	return nil
+}
+
+func (o *operations) begin(fail string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fail, o.at = fail, map[string][]time.Time{}
+}
+
+// after says how long after t the operation was first done.
+func (o *operations) after(t time.Time, op string) time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.at[op]) == 0 {
+		return -1
 	}
-	until(t, "sync", seen("sync"))
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("synced after %v, want about a second", took)
+	return o.at[op][0].Sub(t)
+}
+
+func (o *operations) count(op string) int { o.mu.Lock(); defer o.mu.Unlock(); return len(o.at[op]) }
+
+func TestAppendedIsWrittenIn200msAndSyncedInAnotherSecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ops operations
+		ops.begin("")
+		d := start(t, "disk", Options{files: newDisk(-1), Fault: ops.fault})
+		time.Sleep(time.Minute)
+		for _, tt := range []struct {
+			name  string
+			b     relay.Batch
+			write time.Duration
+			sync  time.Duration
+		}{
+			{"a login", relay.Batch{Changes: []relay.Change{grantOf(1)}}, 200 * time.Millisecond, 1200 * time.Millisecond},
+			{"a position, with the next sync", relay.Batch{Source: "s"}, time.Second, 2 * time.Second},
+			{"an operator's command, at once", relay.Batch{Changes: []relay.Change{revokeOf(1)}, Done: make(chan error, 1)}, 0, 0},
+		} {
+			began := time.Now()
+			ops.begin("")
+			d.Append(tt.b)
+			time.Sleep(5 * time.Second)
+			w, s := ops.after(began, "write"), ops.after(began, "sync")
+			if w < 0 || w > tt.write || s < 0 || s > tt.sync {
+				t.Errorf("%s: written after %v, synced after %v; want at most %v and %v", tt.name, w, s, tt.write, tt.sync)
+			}
+			if ops.count("write") != 1 || ops.count("sync") != 1 {
+				t.Errorf("%s: %d writes and %d syncs, want one each", tt.name, ops.count("write"), ops.count("sync"))
+			}
+		}
+		d.stop()
+	})
+}
+
+func TestFailingDiskIsTriedOnceASecond(t *testing.T) {
+	for _, tt := range []struct {
+		op       string
+		atLeast  int
+		atMost   int
+		snapshot bool
+	}{
+		{"write", 50, 65, false},
+		{"sync", 1, 20, false},
+		{"rename", 4, 10, true},
+		{"create", 4, 10, true},
+	} {
+		t.Run(tt.op, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var ops operations
+				ops.begin("")
+				d := start(t, "disk", Options{files: newDisk(-1), Fault: ops.fault})
+				d.put(t, false, relay.Batch{Changes: []relay.Change{grantOf(1)}})
+				time.Sleep(500 * time.Millisecond) // written, not yet synced
+				ops.begin(tt.op)
+				if tt.snapshot {
+					d.forget(errors.New("test: snapshot wanted"))
+				}
+				d.put(t, false, relay.Batch{Changes: []relay.Change{grantOf(2)}})
+				time.Sleep(time.Minute)
+				if n := ops.count(tt.op); n < tt.atLeast || n > tt.atMost {
+					t.Errorf("tried %d times in a minute, want %d to %d", n, tt.atLeast, tt.atMost)
+				}
+				if d.Health() == nil {
+					t.Error("Health = nil while the disk fails")
+				}
+				ops.begin("")
+				time.Sleep(2 * time.Minute)
+				if err := d.Health(); err != nil {
+					t.Errorf("Health = %v two minutes after the disk works again", err)
+				}
+				d.stop()
+			})
+		})
 	}
+}
+
+// A ledger that takes its time to give its state keeps nobody waiting.
+func TestSlowSnapshotDoesNotHoldUpTheChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ops operations
+		ops.begin("")
+		d := start(t, "disk", Options{files: newDisk(-1), Fault: ops.fault, Snapshot: func() iter.Seq[relay.Change] {
+			return func(func(relay.Change) bool) { time.Sleep(time.Minute) }
+		}})
+		d.forget(errors.New("test: snapshot wanted"))
+		d.put(t, false, relay.Batch{Changes: []relay.Change{grantOf(1)}})
+		time.Sleep(10 * time.Second)
+		began := time.Now()
+		ops.begin("")
+		d.put(t, false, relay.Batch{Changes: []relay.Change{grantOf(2)}})
+		time.Sleep(500 * time.Millisecond)
+		if w := ops.after(began, "write"); w < 0 || w > 200*time.Millisecond {
+			t.Errorf("written after %v beside a slow snapshot, want 200 ms", w)
+		}
+		d.forget(errors.New("test: another snapshot wanted")) // what was written is still unsynced
+		time.Sleep(5 * time.Minute)
+		if err := d.Health(); err != nil {
+			t.Errorf("Health = %v when the snapshots are done", err)
+		}
+		d.stop()
+	})
 }
 
 func TestRestartsGoOnWhereTheLastEnded(t *testing.T) {
@@ -219,6 +326,7 @@ func TestRestartsGoOnWhereTheLastEnded(t *testing.T) {
 }
 
 func TestSnapshotReplacesOldChanges(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir() + "/state"
 	d := start(t, dir, Options{})
 	const n = 120_000
@@ -331,6 +439,7 @@ func count(changes []relay.Change) (grants, taking int) {
 }
 
 func TestTornTailIsCutAtEveryByte(t *testing.T) {
+	t.Parallel()
 	dir, changes := fill(t, 2, 3)
 	whole := must(os.ReadFile(changes))
 	before := -1
@@ -463,8 +572,10 @@ func rewrite(t *testing.T, path string, head []byte) {
 
 // A disk that fails in one way for a while loses nothing once it works again.
 func TestDiskThatFailsLosesNothing(t *testing.T) {
+	t.Parallel()
 	for _, op := range []string{"create", "write", "sync", "rename", "syncdir"} {
 		t.Run(op, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir() + "/state"
 			var mu sync.Mutex
 			broken := false
@@ -520,6 +631,7 @@ func distinct(changes []relay.Change) (grants, taking int) {
 }
 
 func TestWhatWaitsForAFullDiskIsBoundedAndNotLost(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir() + "/state"
 	var mu sync.Mutex
 	broken := true
