@@ -19,6 +19,15 @@ func (s *stage) chmod(name string, mode os.FileMode) *stage {
 	return s.do(os.Chmod(s.at(name), mode))
 }
 
+func TestFileThatOthersCouldWriteIsNotBelievedAfterARestart(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").start().want("a")
+	s.chmod("mail.log", 0o666).step().wantDown("writable by everybody").kill()
+	s.append("mail.log", "forged\n").chmod("mail.log", 0o640).start().want("GAP").wantUp()
+	s.append("mail.log", "b\n").step().want("b").stop()
+	s.append("mail.log", "c\n").start().want("c")
+}
+
 // A log in log/mail.log, which is trusted, is made untrustworthy in many ways.
 func TestFileThatOthersCouldReplaceIsDown(t *testing.T) {
 	for _, tt := range []struct {

@@ -15,10 +15,6 @@ import (
 )
 
 const (
-	// slowTick is how long a hint that never came can delay a line; fastTick
-	// takes its place where the kernel gives no hints.
-	slowTick = time.Second
-	fastTick = 100 * time.Millisecond
 	// absence is how long the name may be missing while a log is rotated
 	// before the source counts as down.
 	absence = 5 * time.Second
@@ -45,14 +41,16 @@ type File struct {
 	path    string
 	zone    *time.Location
 	now     func() time.Time
-	unaided bool // no hints: every change is found by the tick
+	unaided bool          // no hints: every change is found by the clock
+	slow    time.Duration // how long a hint that never came can delay a line
+	fast    time.Duration // the same where the kernel gives no hints
 	custody custody
 }
 
 // NewFile names a log file by its absolute path; zone is that of stamps
 // without one.
 func NewFile(path string, zone *time.Location) *File {
-	return &File{path: filepath.Clean(path), zone: zone, now: time.Now, custody: newCustody()}
+	return &File{path: filepath.Clean(path), zone: zone, now: time.Now, slow: time.Second, fast: 100 * time.Millisecond, custody: newCustody()}
 }
 
 // Name is the source's name in configuration and status.
@@ -70,13 +68,13 @@ func (f *File) Records(ctx context.Context, from relay.Position, since time.Time
 		}
 		w := newFollower(f, h, from, since, yield)
 		defer w.close()
-		tick := time.NewTicker(fastTick)
+		tick := time.NewTicker(f.fast)
 		defer tick.Stop()
 		for w.step() {
 			if w.hinted {
-				tick.Reset(slowTick)
+				tick.Reset(f.slow)
 			} else {
-				tick.Reset(fastTick)
+				tick.Reset(f.fast)
 			}
 			var ok bool
 			if w.recheck, ok = h.wait(ctx.Done(), tick.C); !ok {
@@ -235,7 +233,7 @@ func (w *follower) known(st *stat) *tail {
 func (w *follower) lost(way way, err error) {
 	gone := errors.Is(err, fs.ErrNotExist)
 	if _, yes := errors.AsType[*distrust](err); yes {
-		w.wary = true
+		w.wary, w.due = true, relay.Position{Offset: unbelieved}
 	} else {
 		w.retire() // it is read on wherever it is now
 	}
@@ -274,11 +272,7 @@ func (w *follower) disbelieve() {
 		w.shut(t)
 	}
 	w.old = nil
-	size, _ := w.cur.size()
-	w.restart(w.cur, size)
-	b := w.cur.before
-	w.cur.skipping = len(b) > 0 && b[len(b)-1] != '\n' // and not half a line of it either
-	w.emit(Record{Kind: Gap})
+	w.toEnd(w.cur)
 }
 
 // restart sets where reading a file goes on; a file that can't be read now will

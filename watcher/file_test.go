@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"popgate/internal/relay"
 )
 
 func TestFileFollowsEveryRotation(t *testing.T) {
@@ -277,11 +279,11 @@ func TestFileLineCutAtEveryByte(t *testing.T) {
 		{"copied and truncated", func(s *stage) { s.copy("mail.log", "mail.log.1").truncate("mail.log", 0) }},
 	} {
 		t.Run(tt.name+" at each byte", func(t *testing.T) {
+			s := newStage(t)
 			for cut := 1; cut <= len(line); cut++ {
-				s := newStage(t)
 				s.append("mail.log", "before\n").start().append("mail.log", line[:cut]).step()
 				tt.rotate(s)
-				s.append("mail.log", line[cut:]+"\n", "after\n").step().stop()
+				s.append("mail.log", line[cut:]+"\n", "after\n").step().kill()
 				for _, l := range s.got {
 					if l != "before" && l != "after" && l != "GAP" && l != line[cut:] {
 						t.Fatalf("cut at %d: handed over %q", cut, l)
@@ -290,6 +292,9 @@ func TestFileLineCutAtEveryByte(t *testing.T) {
 				if s.got[len(s.got)-1] != "after" {
 					t.Fatalf("cut at %d: the line after it is missing: %q", cut, s.got)
 				}
+				s.got, s.position = nil, relay.Position{}
+				s.remove("mail.log")
+				os.Remove(s.at("mail.log.1"))
 			}
 		})
 	}

@@ -17,6 +17,8 @@ import (
 )
 
 const (
+	// newborn is how big a file may be when it appears and not be asked for its age.
+	newborn = 16 << 10
 	// ancient is the size from which a file that appears is not read from its
 	// start, but from where its lines are young enough to matter.
 	ancient = 1 << 20
@@ -27,6 +29,9 @@ const (
 	maxUnpacked = 1 << 30
 	// maxSiblings bounds how many rotated files are looked at.
 	maxSiblings = 16
+	// unbelieved is the offset of the position that is kept while others could
+	// write to the log: a restart must not believe what they wrote either.
+	unbelieved = -1
 	// slack is how much the stamps of a log may run backwards (a clock being
 	// set) without a line being passed over.
 	slack = 10 * time.Minute
@@ -39,7 +44,11 @@ func (w *follower) begin() {
 	w.begun = true
 	w.remember(w.siblings(time.Time{}))
 	from := w.from
-	if !from.IsZero() {
+	if from.Offset == unbelieved && w.cur != nil {
+		w.toEnd(w.cur)
+		return
+	}
+	if !from.IsZero() && from.Offset != unbelieved {
 		if w.cur != nil && w.cur.dev == from.Device && w.cur.ino == from.Inode && w.cur.holds(from) {
 			w.goOn(w.cur, from.Offset)
 			return
@@ -309,12 +318,51 @@ func reach(r *bufio.Reader, from *relay.Position) bool {
 	return err == nil && n > 0 && b[n-1] == '\n' && sum(b) == from.Sum
 }
 
-// skipAncient lets a big file that appeared, or was put in the place of
-// another, begin where its lines matter.
+// skipAncient lets a file that appeared, or was put in the place of another,
+// begin where its lines matter. A new log is small when it is first seen; a
+// bigger one whose last line is not of about now is an old one put back, and
+// nothing in it is read: a stamp without a year that looks like today's may be
+// last year's.
 func (w *follower) skipAncient(t *tail) {
-	if size, _ := t.size(); size > ancient {
+	size, _ := t.size()
+	switch {
+	case size <= newborn:
+	case w.bygone(t, size):
+		w.toEnd(t)
+	case size > ancient:
 		w.restart(t, w.sinceIn(t, w.now().Add(-w.window)))
 	}
+}
+
+// bygone says whether the last stamp of a file lies outside the window.
+func (w *follower) bygone(t *tail, size int64) bool {
+	from := max(0, size-MaxLine)
+	n, _ := t.ReadAt(w.buf[:size-from], from)
+	b := w.buf[:n]
+	for {
+		i := bytes.LastIndexByte(b, '\n')
+		if i < 0 {
+			return false
+		}
+		line := b[i+1:]
+		b = b[:i]
+		var m format.Message
+		if !format.Split(line, &m) {
+			continue
+		}
+		// Seen from a day on, so that one that lies ahead is not taken for now.
+		if stamp, _, ok := m.Stamp.Time(w.now().Add(24*time.Hour), w.zone); ok {
+			return stamp.Before(w.now().Add(-w.window-slack)) || stamp.After(w.now().Add(slack))
+		}
+	}
+}
+
+// toEnd passes over everything a file holds, half a line at its end included.
+func (w *follower) toEnd(t *tail) {
+	size, _ := t.size()
+	w.restart(t, size)
+	t.skipping = len(t.before) > 0 && t.before[len(t.before)-1] != '\n'
+	w.emit(Record{Kind: Gap})
 }
 
 // sinceIn finds the start of a line from which on a file holds everything
