@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -257,15 +258,18 @@ func (t *table) keys(ascii string) []string {
 	return out
 }
 
-// query asks a table for one key. Postfix's postmap ends with 1 and says
-// nothing when there is no such key.
+var gaveUp = regexp.MustCompile(`: (fatal|error|panic): `)
+
+// query asks a table for one key. Postfix's postmap ends with 1 both when there
+// is no such key and when it can't tell; only then it says why, and it may warn
+// of other things in main.cf at any time.
 func query(ctx context.Context, run Runner, spec, key string) (bool, error) {
 	_, err := run(ctx, "postmap", "-q", key, spec)
 	var failed *Failed
 	switch {
 	case err == nil:
 		return true, nil
-	case errors.As(err, &failed) && failed.Code == 1 && failed.Stderr == "":
+	case errors.As(err, &failed) && failed.Code == 1 && !gaveUp.MatchString(failed.Stderr):
 		return false, nil
 	default:
 		return false, err

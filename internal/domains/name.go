@@ -2,7 +2,6 @@ package domains
 
 import (
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"golang.org/x/net/idna"
@@ -78,18 +77,11 @@ func notADomain(s string) string {
 		return "leave out the dot at the end"
 	case strings.HasPrefix(s, ".") || strings.HasPrefix(s, "+"):
 		return "one leading dot or plus sign is enough"
-	case isAddress(s):
+	case numeric(s):
 		return "it is an address; addresses belong into trusted_networks"
 	default:
 		return ""
 	}
-}
-
-func isAddress(s string) bool {
-	s = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
-	s, _, _ = strings.Cut(s, "/")
-	_, err := netip.ParseAddr(s)
-	return err == nil
 }
 
 // badLabels checks the letters and lengths of an ASCII domain. The underscore

@@ -19,13 +19,13 @@ type Runner func(ctx context.Context, name string, args ...string) ([]byte, erro
 type Failed struct {
 	Name   string
 	Code   int    // -1: killed
-	Stderr string // its last line, or empty
+	Stderr string // what it complained about, or empty
 }
 
 // Error names the program and what it complained about.
 func (f *Failed) Error() string {
-	if f.Stderr != "" {
-		return f.Stderr
+	if last := lastLine(f.Stderr); last != "" {
+		return last
 	}
 	return fmt.Sprintf("%s ended with %d", f.Name, f.Code)
 }
@@ -51,7 +51,7 @@ func Exec(ctx context.Context, name string, args ...string) ([]byte, error) {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("%s: no answer in %v", name, runTime)
 	case errors.As(err, &exit):
-		return nil, &Failed{name, exit.ExitCode(), lastLine(complaint.buf.String())}
+		return nil, &Failed{name, exit.ExitCode(), complaint.buf.String()}
 	case err != nil:
 		return nil, err
 	case out.cut:

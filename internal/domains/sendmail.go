@@ -144,11 +144,33 @@ func (s *Set) gatherSendmail(g *gathering) {
 	}
 	cf.words["w"] = append(cf.words["w"], "$j") // sendmail adds its own name itself
 	for _, class := range sendmailClasses {
-		for _, word := range cf.words[class] {
-			s.putWord(g, &cf, class, word, s.o.Sendmail)
+		s.gatherClass(g, &cf, class, []string{class})
+	}
+	for _, line := range cf.odd {
+		g.problems = append(g.problems, fmt.Sprintf("%s: %q can't be followed; write its domains into local_domains", s.o.Sendmail, line))
+		g.whole = false
+	}
+}
+
+// gatherClass enters the words of the last class in the chain as those of the
+// first: a class can take in others ("CR $={VirtHost}").
+func (s *Set) gatherClass(g *gathering, cf *sendmailCF, as string, chain []string) {
+	class := chain[len(chain)-1]
+	for _, word := range cf.words[class] {
+		if other, found := strings.CutPrefix(word, "$="); found {
+			if name, rest := cfName(other); rest == "" && slices.Contains(sendmailClasses, name) {
+				if !slices.Contains(chain, name) {
+					s.gatherClass(g, cf, as, append(slices.Clone(chain), name))
+				}
+				continue
+			}
 		}
+		s.putWord(g, cf, as, word, s.o.Sendmail)
 	}
 	for _, f := range cf.files {
+		if f.class != class {
+			continue
+		}
 		text, _ := s.step(g, "file "+f.path, func() *leaf {
 			l := textFile(f.path)
 			if f.optional {
@@ -159,13 +181,9 @@ func (s *Set) gatherSendmail(g *gathering) {
 		for line := range strings.Lines(string(text)) {
 			line, _, _ = strings.Cut(line, "#")
 			for _, word := range strings.Fields(line) {
-				s.putWord(g, &cf, f.class, word, f.path)
+				s.putWord(g, cf, as, word, f.path)
 			}
 		}
-	}
-	for _, line := range cf.odd {
-		g.problems = append(g.problems, fmt.Sprintf("%s: %q can't be followed; write its domains into local_domains", s.o.Sendmail, line))
-		g.whole = false
 	}
 }
 

@@ -151,7 +151,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ParseName(%q) = %+v, %v, want %+v", tt.in, got, err, tt.want)
 		}
 	}
-	for _, in := range []string{"", ".", "+", "..", "a@b.example", "*.example.org", "+com", ".co.uk", "192.0.2.1", "[192.0.2.1]",
+	for _, in := range []string{"", ".", "+", "..", "a@b.example", "*.example.org", "+com", ".co.uk", "192.0.2.1", "[192.0.2.1]", "192.0.2", "10", "IPv6:2001:db8",
 		"2001:db8::1", "192.0.2.0/24", "-x.example", "x-.example", "a b", "a\x00b", "example.org.", "a..b", strings.Repeat("a", 64) + ".example",
 		strings.Repeat("abc.", 70) + "example", "x.exa\u202emple", "xn--\x7f"} {
 		if n, err := ParseName(in); err == nil {
@@ -526,7 +526,11 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 	t.Run("a server that is down makes nobody foreign", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, m := setup(t)
-			m.fails["postmap -q x.example ldap:/etc/l"] = &Failed{"postmap", 1, "postmap: fatal: table ldap:/etc/l: query error"}
+			m.fails["postmap -q x.example ldap:/etc/l"] = &Failed{"postmap", 1, "postmap: warning: dict_ldap_lookup: down\npostmap: fatal: table ldap:/etc/l: query error\n"}
+			m.fails["postmap -q z.example ldap:/etc/l"] = &Failed{"postmap", 1, "postmap: warning: main.cf, line 3: overriding earlier entry: x=error\n"}
+			if got := s.Ask(t.Context(), "z.example"); got != relay.DomainOther {
+				t.Errorf("with a warning about main.cf it is %v, want other", got)
+			}
 			if got := s.Ask(t.Context(), "x.example"); got != relay.DomainUnsure {
 				t.Errorf("it is %v, want unsure", got)
 			}
@@ -625,12 +629,16 @@ func TestSendmailDomains(t *testing.T) {
 		problem                string
 	}{
 		{name: "classes and their files", cf: cfText,
-			files:   map[string]string{"local-host-names": "# names\nfile.example # mine\n", "relay-domains": "sub.example\n198.51.100\n", "virthosts": "vh.example\n"},
+			files:   map[string]string{"local-host-names": "# names\nfile.example # mine\n", "relay-domains": "sub.example\n198.51.100\n10\n", "virthosts": "vh.example\n"},
 			found:   "localhost first.example second.example third.example relay.example a.relay.example virtual.example file.example sub.example a.sub.example vh.example mail.site.example mx1.site.example",
-			foreign: "ignored.example a.first.example a.vh.example site.example mine"},
+			foreign: "ignored.example a.first.example a.vh.example site.example mine 192.0.2 198.51.100 10"},
 		{name: "optional files may be missing", cf: cfText, files: map[string]string{"virthosts": "vh.example\n"},
 			found: "first.example vh.example", foreign: "file.example"},
 		{name: "others may not", cf: cfText, found: "first.example", problem: "DIR/virthosts: no such file or directory"},
+		{name: "a class in a class", cf: "Cwa.example\nC{VirtHost}v.example\nF{VirtHost}-o DIR/vh\nCR $={VirtHost}\nR$+ < @ $* $=R >\t$@ RELAY\n",
+			files: map[string]string{"vh": "w.example\n"}, found: "v.example a.v.example a.w.example", foreign: "b.a.example"},
+		{name: "classes in a ring end", cf: "CRa.example $=w\nCwb.example $=R\n", found: "a.example b.example"},
+		{name: "an unknown class can't be followed", cf: "Cwa.example $=Q\n", found: "a.example", problem: `"$=Q" in class w can't be followed`},
 		{name: "relay_hosts_only", cf: "CR relay.example\nR$+ < @ $=R >\t\t$@ RELAY\n", found: "relay.example", foreign: "a.relay.example"},
 		{name: "a map can't be followed", cf: "Cwa.example\nFw@ldap:domains\n", found: "a.example", problem: `DIR/sendmail.cf: "Fw@ldap:domains" can't be followed`},
 		{name: "nor can a program", cf: "Cwa.example\nF{w}|/bin/names\n", found: "a.example", problem: `can't be followed`},

@@ -1,0 +1,97 @@
+package domains_test
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"popgate/internal/domains"
+	"popgate/internal/lab"
+	"popgate/internal/relay"
+)
+
+func want(t *testing.T, s *domains.Set, m relay.Match, names string) {
+	t.Helper()
+	for d := range strings.FieldsSeq(names) {
+		if got := max(s.Current().Match(d), s.Ask(t.Context(), d)); got != m {
+			t.Errorf("%s is %v, want %v", d, got, m)
+		}
+	}
+}
+
+// settled makes the MTA's files a minute old: what was written just now is
+// read twice, which is another test.
+func settled(t *testing.T, paths ...string) {
+	t.Helper()
+	at := time.Now().Add(-time.Minute)
+	for _, p := range paths {
+		if err := os.Chtimes(p, at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func load(t *testing.T, from domains.From) *domains.Set {
+	t.Helper()
+	s := domains.New(domains.Options{From: from})
+	if err := s.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p := s.Problems(); len(p) > 0 {
+		t.Errorf("problems %q", p)
+	}
+	return s
+}
+
+func TestRealPostfix(t *testing.T) {
+	lab.Isolated(t, func(t *testing.T, h *lab.Host) {
+		h.Postfix(t, lab.PostfixOptions{
+			Main: []string{
+				"mydestination = $mydomain, localhost.$mydomain /etc/postfix/more texthash:/etc/postfix/table btree:/etc/postfix/tree",
+				"virtual_alias_domains = inline:{inline.test=x, second.test=y} regexp:/etc/postfix/pattern",
+				"virtual_mailbox_domains = $virtual_mailbox_maps",
+				"relay_domains = backup.test",
+			},
+			Files: map[string]string{
+				"more":      "# ours\nfile.test\n",
+				"table":     "table.test x\n",
+				"tree":      "tree.test x\n",
+				"pattern":   "/^p[0-9]+\\.test$/ x\n",
+				"mailboxes": "alice@virtual.test alice/\nbox.test x\n",
+			},
+		})
+		if out, err := exec.Command("postmap", "btree:/etc/postfix/tree").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		settled(t, "/etc/postfix/main.cf", "/etc/postfix/more", "/etc/postfix/table", "/etc/postfix/tree", "/etc/postfix/tree.db")
+		s := load(t, domains.Auto)
+		want(t, s, relay.DomainFound, "local.test localhost.local.test file.test table.test tree.test inline.test second.test box.test backup.test sub.backup.test p17.test")
+		want(t, s, relay.DomainOther, "virtual.test remote.test sub.local.test sub.inline.test px.test ours")
+		if !s.Asks() {
+			t.Error("a regexp table can be listed?")
+		}
+		found, err := domains.PostfixDanger(t.Context(), nil, []string{"local", "virtual"}, s.Current())
+		if err != nil || len(found) > 0 {
+			t.Errorf("danger %v, %v; want none", found, err)
+		}
+		found, err = domains.PostfixDanger(t.Context(), nil, []string{"smtp"}, s.Current())
+		if err != nil || len(found) != 1 || !found[0].Certain {
+			t.Errorf("default_transport is local: danger %v, %v; want it told", found, err)
+		}
+	})
+}
+
+func TestRealSendmail(t *testing.T) {
+	lab.Isolated(t, func(t *testing.T, h *lab.Host) {
+		h.Sendmail(t, lab.SendmailOptions{
+			M4:    []string{"FEATURE(`use_cw_file')dnl", "RELAY_DOMAIN(`relay.test')dnl", "RELAY_DOMAIN_FILE(`/etc/mail/relay-domains')dnl"},
+			Files: map[string]string{"local-host-names": "file.test\n", "relay-domains": "backup.test\n192.0.2\n"},
+		})
+		settled(t, "/etc/mail/sendmail.cf", "/etc/mail/local-host-names", "/etc/mail/relay-domains")
+		s := load(t, domains.Auto)
+		want(t, s, relay.DomainFound, "local.test virtual.test file.test relay.test sub.relay.test backup.test sub.backup.test mx1.local.test")
+		want(t, s, relay.DomainOther, "remote.test sub.file.test 192.0.2")
+	})
+}
