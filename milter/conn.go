@@ -55,7 +55,7 @@ func newConn(nc net.Conn, l *listener, peer netip.Addr) *conn {
 	c := &conn{Conn: nc, listener: l, judge: l.server.judge, ctx: l.judging, peer: peer,
 		socket: newSocket(nc), buf: make([]byte, firstBuffer)}
 	c.session.conn = c
-	c.enter(idle)
+	c.begin(idle)
 	return c
 }
 

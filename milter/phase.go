@@ -23,9 +23,12 @@ const phaseBits = 2
 // once.
 func (c *conn) enter(p phase) {
 	if phase(c.phase.Load())&(1<<phaseBits-1) != p {
-		c.phase.Store(c.listener.ticks.Load()<<phaseBits | uint64(p))
+		c.begin(p)
 	}
 }
+
+// begin notes that phase p begins now.
+func (c *conn) begin(p phase) { c.phase.Store(c.listener.ticks.Load()<<phaseBits | uint64(p)) }
 
 // overdue says whether the connection has been in its phase for longer than
 // allowed, at tick now.

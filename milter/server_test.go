@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -115,6 +117,14 @@ func TestIdleConnectionEndsAfterTheIdleTimeout(t *testing.T) {
 		if n := s.Stats().Timeouts; n != 1 {
 			t.Errorf("timeouts %d", n)
 		}
+	})
+}
+
+func TestNewConnectionOfAnOldDaemonIsNotOverdue(t *testing.T) {
+	inBubble(t, &witness{}, Options{}, func(t *testing.T, _ *Server, p *pipes, _ func() time.Duration) {
+		time.Sleep(24 * time.Hour)
+		c := p.dial()
+		between(t, "ended", lasts(c), 7210*time.Second, 7213*time.Second)
 	})
 }
 
@@ -363,6 +373,30 @@ func TestCaps(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestNoDelayedAcknowledgement: sendmail writes macros and command one after the
+// other, with Nagle's algorithm on, and without QUICKACK each command over TCP
+// takes some 40 ms.
+func TestNoDelayedAcknowledgement(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux can be told not to delay acknowledgements")
+	}
+	m := begun(t, serve(t, "tcp", &witness{}, Options{}), client4)
+	if err := m.conn.(*net.TCPConn).SetNoDelay(false); err != nil {
+		t.Fatal(err)
+	}
+	var took []time.Duration
+	for range 41 {
+		begin := time.Now()
+		m.send(macros('R', "{rcpt_mailer}", "smtp"))
+		m.want("y550 ", rcpt("<x@c>"))
+		took = append(took, time.Since(begin))
+	}
+	slices.Sort(took)
+	if median := took[len(took)/2]; median > 20*time.Millisecond {
+		t.Errorf("a recipient takes %v", median)
+	}
 }
 
 // shortOf is a listener that fails before it accepts.
