@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -21,16 +22,20 @@ type Daemon struct {
 	host *Host
 }
 
+// popgateUser is the user popgate runs as, with the groups the README has it
+// join: postfix to hand over its socket, adm to read logs.
+var popgateUser = &syscall.Credential{Uid: uidPopgate, Gid: uidPopgate, Groups: []uint32{uidPostfix, gidAdm}}
+
 // Popgate writes the configuration, starts popgate and waits until it is
 // ready. The test must have been started by WithDaemon.
 func (h *Host) Popgate(t testing.TB, config string) *Daemon {
 	t.Helper()
-	for _, path := range []string{filepath.Dir(ConfigFile), "/run/popgate", "/var/lib/popgate"} {
-		if err := os.MkdirAll(path, 0o755); err != nil {
+	for path, mode := range map[string]os.FileMode{"/run/popgate": 0o755, "/var/lib/popgate": 0o700, filepath.Dir(PostfixSocket): 0o755} {
+		if err := errors.Join(os.MkdirAll(path, mode), os.Chmod(path, mode), os.Chown(path, uidPopgate, uidPopgate)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Chmod("/var/lib/popgate", 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(ConfigFile), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	d := &Daemon{host: h}
@@ -42,7 +47,7 @@ func (h *Host) Popgate(t testing.TB, config string) *Daemon {
 // Configure writes another configuration file.
 func (d *Daemon) Configure(t testing.TB, config string) {
 	t.Helper()
-	if err := os.WriteFile(ConfigFile, []byte(config), 0o640); err != nil {
+	if err := errors.Join(os.WriteFile(ConfigFile, []byte(config), 0o640), os.Chown(ConfigFile, 0, uidPopgate)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -50,13 +55,13 @@ func (d *Daemon) Configure(t testing.TB, config string) {
 // Start starts popgate again after Stop or Kill.
 func (d *Daemon) Start(t testing.TB) {
 	t.Helper()
-	d.Program = d.host.start(t, daemonPath, "serve", "-c", ConfigFile)
+	d.Program = d.host.startAs(t, popgateUser, daemonPath, "serve", "-c", ConfigFile)
 	if !d.Output.waits(0, "ready", d.gone) {
 		t.Fatalf("popgate did not say ready: %s", d.Output)
 	}
 }
 
-// Run runs a popgate command against the daemon and gives what it printed and
+// Run runs a popgate command, as root, against the daemon and gives what it printed and
 // its exit code; -1 for one that did not end.
 func (d *Daemon) Run(t testing.TB, args ...string) (stdout string, code int) {
 	t.Helper()

@@ -76,6 +76,7 @@ func (h *Host) Dovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		conf += "log_path = syslog\n"
 	} else {
 		conf += "log_path = " + DovecotLog + "\n"
+		makeLog(t, DovecotLog)
 		h.keep(DovecotLog, func() string { text, _ := os.ReadFile(DovecotLog); return string(text) })
 	}
 	conf += strings.Join(o.Extra, "\n") + "\n"
@@ -92,9 +93,10 @@ func (h *Host) Dovecot(t testing.TB, o DovecotOptions) *Dovecot {
 	return d
 }
 
-// Reopen has Dovecot open its own log anew, as after a rotation.
-func (d *Dovecot) Reopen(t testing.TB) {
+// Rotate does to Dovecot's own log what Syslog.Rotate does to MailLog.
+func (d *Dovecot) Rotate(t testing.TB, before func()) {
 	t.Helper()
+	rotate(t, DovecotLog, before)
 	if _, err := command("doveadm", "log", "reopen"); err != nil {
 		t.Fatal(err)
 	}

@@ -142,6 +142,8 @@ const (
 	uidDovenull
 	uidVmail
 	uidPopgate
+
+	gidAdm = 4 // as on every Debian
 )
 
 // accounts writes what the packages' installation would have written.

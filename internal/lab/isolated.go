@@ -99,7 +99,7 @@ func outside(t *testing.T, root string) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	args := []string{"-test.run=" + pattern(t.Name()), "-test.v", "-test.count=1"}
+	args := []string{"-test.run=" + pattern(t.Name()), "-test.v", "-test.count=1", "-test.parallel=64"}
 	if end, ok := t.Deadline(); ok {
 		// The child tells more about a test that hangs than its parent can.
 		end = end.Add(-time.Until(end) / 20)

@@ -18,13 +18,20 @@ type Program struct {
 	once sync.Once
 }
 
-// start starts a server. What is left of it at the end of the test is killed.
+// start starts a server as root. What is left of it at the end of the test is
+// killed.
 func (h *Host) start(t testing.TB, name string, args ...string) *Program {
+	t.Helper()
+	return h.startAs(t, nil, name, args...)
+}
+
+// startAs starts a server as somebody; nil is root.
+func (h *Host) startAs(t testing.TB, who *syscall.Credential, name string, args ...string) *Program {
 	t.Helper()
 	p := &Program{Output: newLog(), cmd: exec.Command(name, args...), gone: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.Output, p.Output
 	p.cmd.Env = append(os.Environ(), "LC_ALL=C")
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: who}
 	// Children may keep the output open after the server's own end.
 	p.cmd.WaitDelay = 100 * time.Millisecond
 	if err := p.cmd.Start(); err != nil {

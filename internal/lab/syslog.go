@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -33,7 +34,8 @@ func newSyslog(t testing.TB, name string) *Syslog {
 		t.Fatal(err)
 	}
 	s := &Syslog{name: name, all: newLog()}
-	s.Reopen(t)
+	makeLog(t, MailLog)
+	s.open(t)
 	var reader sync.WaitGroup
 	reader.Go(func() {
 		buf := make([]byte, 64<<10)
@@ -49,11 +51,36 @@ func newSyslog(t testing.TB, name string) *Syslog {
 	return s
 }
 
-// Reopen goes on writing to MailLog by name, as a syslog daemon does on
-// SIGHUP after the log was rotated.
-func (s *Syslog) Reopen(t testing.TB) {
+// Rotate does what logrotate does: it renames MailLog, makes a new one, and
+// has syslog open it. In between, before is called: servers go on writing to
+// the old file until they are told.
+func (s *Syslog) Rotate(t testing.TB, before func()) {
 	t.Helper()
-	f, err := os.OpenFile(MailLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	rotate(t, MailLog, before)
+	s.open(t)
+}
+
+// rotate renames a log and makes a new one.
+func rotate(t testing.TB, path string, before func()) {
+	t.Helper()
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	before()
+	makeLog(t, path)
+}
+
+// makeLog makes an empty log that group adm may read, as Debian has them.
+func makeLog(t testing.TB, path string) {
+	t.Helper()
+	if err := errors.Join(os.WriteFile(path, nil, 0o640), os.Chmod(path, 0o640), os.Chown(path, 0, gidAdm)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *Syslog) open(t testing.TB) {
+	t.Helper()
+	f, err := os.OpenFile(MailLog, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
