@@ -70,6 +70,16 @@ var attacks = []struct {
 		"pop3d: LOGIN FAILED, user=" + filler[:100],
 		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
 	}},
+	{"split record: first piece in words unknown", "courier", []string{
+		opened,
+		"pop3d: " + strings.Repeat("x", 480),
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
+	{"split record: a login that is a piece itself", "courier", []string{
+		opened,
+		"pop3d: LOGIN, user=" + strings.Repeat("v", 390) + ", ip=[::ffff:192.0.2.46], port=[60137], stls=" + strings.Repeat("1", 60),
+		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+	}},
 	{"login before any connection", "courier", []string{
 		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
 	}},
@@ -165,6 +175,9 @@ var attacks = []struct {
 	}},
 	{"two words before the address", "cyrus", []string{
 		"cyrus/imap: login: a [203.0.113.66] [192.0.2.46] victim plaintext User logged in SESSIONID=<a-1>",
+	}},
+	{"user that ends a field", "cyrus", []string{
+		"cyrus/imap: login: [192.0.2.46] a[203.0.113.66] plaintext User logged in SESSIONID=<a-1>",
 	}},
 	{"whole login as reverse name", "cyrus", []string{
 		"cyrus/imap: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1> [192.0.2.46] alice plaintext User logged in SESSIONID=<b-1>",
@@ -309,6 +322,7 @@ func TestCourierLogin(t *testing.T) {
 		{"over a connection opened before a gap", []string{own, "gap", other, other, login}, Unparsed},
 		{"over a connection opened after the pieces", []string{other, long, "pop3d: rest", own, login}, Login},
 		{"over a connection opened before the pieces", []string{own, long, "pop3d: rest", login}, Unparsed},
+		{"over a connection opened between pieces", []string{other, long, "pop3d: rest", own, long, "pop3d: rest", login}, Unparsed},
 		{"pieces of another tag", []string{own, "imapd: LOGIN FAILED, user=" + filler, login}, Login},
 		{"tag seen for the first time after a gap", []string{"gap", "pop3d: x", own, login}, Login},
 	} {
@@ -387,6 +401,60 @@ func TestNewReleaseIsNoticed(t *testing.T) {
 		}
 		if _, result := parseLine(t, p, line); result != Unparsed {
 			t.Errorf("%q: %v, want unparsed", line, result)
+		}
+	}
+}
+
+func TestPlainUser(t *testing.T) {
+	for user, want := range map[string]bool{
+		"bob": true, "bob@example.net": true, "eve space@example.com": true, "o'brien": true, "per%cent": true,
+		"\u00fcnal@ex\u00e4mple.com": true, "a*master": true, "ship=1": false,
+		"": false, "a<b": false, "a>b": false, "a,b": false, "a[b": false, "a]b": false, "rip=1": false, "ip=1": false,
+		"a\x00b": false, "a\tb": false, "a\x1bb": false, "a\x7fb": false, "a\x80b": false, "a\u0085b": false,
+		"a\u200bb": false, "a\u202eb": false, "a\u2028b": false, "a\u2029b": false,
+		strings.Repeat("a", maxUser): true, strings.Repeat("a", maxUser+1): false,
+	} {
+		if got := plainUser([]byte(user)); got != want {
+			t.Errorf("%q: %v, want %v", user, got, want)
+		}
+	}
+}
+
+func TestDovecotRefusesUsersThatEndFields(t *testing.T) {
+	for _, user := range []string{"", "a,b", "a<b", "a[b", "a]b", "a\x1bb"} {
+		for _, line := range []string{
+			"dovecot: imap-login: Login: user=<" + user + ">, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=1, session=<ab>",
+			"dovecot: imap-login: proxy(" + user + ",192.0.2.9:143): Started proxying to remote host (0.0 secs): user=<" + user + ">, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, session=<ab>",
+			"dovecot: imap(" + user + ")<1><ab>: Disconnected: Logged out",
+		} {
+			if e, result := parseLine(t, new(dovecot), line); result != None && result != Unparsed {
+				t.Errorf("%q gave %v %+v", line, result, e)
+			}
+		}
+	}
+}
+
+func TestDovecotLogoutPrefixes(t *testing.T) {
+	for _, tt := range []struct {
+		line, user, client, session string
+		want                        Result
+	}{
+		{"imap(bob)<1><ab>: Disconnected: Logged out in=1", "bob", "invalid IP", "ab", Logout},
+		{"imap(bob): Logged out in=1", "bob", "invalid IP", "", Logout},
+		{"imap(bob,192.0.2.7): Connection closed in=1", "bob", "192.0.2.7", "", Logout},
+		{"imap(bob,192.0.2.7)<1><ab>: Disconnected: x", "", "", "", None},
+		{"imap(bob,bob): Disconnected: x", "", "", "", None},
+		{"imap(b(ob)<1><ab>: Disconnected: x", "", "", "", None},
+		{"imap(b)ob)<1><ab>: Disconnected: x", "", "", "", None},
+		{"imap(bob)<ab>: Disconnected: x", "", "", "", None},
+		{"imap(bob)<1><a b>: Disconnected: x", "", "", "", None},
+		{"imap(bob)<1><ab>: copy from INBOX: Disconnected: x", "", "", "", None},
+		{"imap(bob)<1><ab>: Disconnected: a\x00b", "", "", "", None},
+		{"lmtp(bob)<1><ab>: Disconnected: x", "", "", "", None},
+	} {
+		e, result := parseLine(t, new(dovecot), "dovecot: "+tt.line)
+		if result != tt.want || result == Logout && (e.User != tt.user || e.Client.String() != tt.client || e.Session != tt.session) {
+			t.Errorf("%q: got %v %+v, want %v", tt.line, result, e, tt.want)
 		}
 	}
 }

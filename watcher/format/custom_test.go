@@ -61,6 +61,7 @@ func TestNewCustomJudgesPatterns(t *testing.T) {
 		{"part of an address before the client", `login from [0-9]*` + client, "right before"},
 		{"client not parted from the number before", `login from 1` + client, "right before"},
 		{"client not parted from what follows", `login from ` + client + `[0-9]* ok`, "right after"},
+		{"client not parted from the number behind", `login from ` + client + `1 ok`, "right after"},
 		{"no client", `login of (?P<user>[a-z]+)`, "no group client"},
 		{"two clients", `login from ` + client + ` ` + client, "stands in it twice"},
 		{"unknown group", `login from ` + client + ` (?P<host>[a-z]+)`, `"host" means nothing`},
@@ -112,5 +113,33 @@ func TestCustomReadsNothingElse(t *testing.T) {
 				t.Errorf("got %v %+v, want %v %s", got, e, tt.want, tt.client)
 			}
 		})
+	}
+}
+
+func TestCustomRefusesUsersThatEndFields(t *testing.T) {
+	p, err := NewCustom(Custom{
+		Name: "acme", Tag: "acme-pop",
+		Pattern: `login from (?P<client>[0-9a-f.:]+) user (?P<user>.*) session (?P<session>.*)`,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]Result{
+		"login from 192.0.2.7 user bob session 1":     Login,
+		"login from 192.0.2.7 user b,ob session 1":    Unparsed,
+		"login from 192.0.2.7 user bob session <1>":   Unparsed,
+		"login from 192.0.2.7 user bob session 1\x1b": Unparsed,
+		"login from 192.0.2.7 user  session 1":        Unparsed,
+	} {
+		if e, got := p.Parse(&Message{Tag: []byte("acme-pop"), Text: []byte(text)}); got != want {
+			t.Errorf("%q: %v %+v, want %v", text, got, e, want)
+		}
+	}
+	p, err = NewCustom(Custom{Name: "acme", Tag: "acme-pop", Pattern: `login from (?P<client>[0-9a-f.:]+) by [^x]*`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, got := p.Parse(&Message{Tag: []byte("acme-pop"), Text: []byte("login from 192.0.2.7 by a\nb")}); got != Unparsed {
+		t.Errorf("line end in the message: %v", got)
 	}
 }

@@ -94,6 +94,7 @@ func TestAutoKeepsCouriersStateFromBeforeItsChoice(t *testing.T) {
 		opened,
 		"pop3d: LOGIN FAILED, user=" + filler,
 		"authdaemond: stopping",
+		"pop3d: Connection, ip=[::ffff:192.0.2.46], port=[60137]", // the rest of the piece
 		"pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
 	} {
 		if e, result := parseLine(t, p, line); result != None && result != Unparsed || e != (relay.Event{}) {
