@@ -415,3 +415,48 @@ func (st *story) liveOn(t *testing.T, d *flaky) {
 		w.finished(<-w.done)
 	}
 }
+
+// Batches are let go at any moment, also between two steps of the writer: who
+// waits for one is not told that it is on the disk before it is.
+func TestBatchLetGoIsNotPromised(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(ctx context.Context, w *writer)
+	}{
+		{"before a flush", func(_ context.Context, w *writer) {
+			if w.flush() {
+				w.sync()
+			}
+		}},
+		{"before a snapshot of whole files", func(ctx context.Context, w *writer) { w.start(ctx) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var l ledger
+			d := newDisk(-1)
+			s := must(Open("disk", Options{files: d, Snapshot: l.snapshot}))
+			s.Load(func(relay.Change) {})
+			w := &writer{s: s, number: s.next - 1, done: make(chan snapshot, 1), pause: time.Nanosecond}
+			w.step(t.Context(), true)
+
+			s.forget(errHeld)
+			done := make(chan error, 1)
+			l.apply(grantOf(1))
+			s.Append(relay.Batch{Changes: []relay.Change{grantOf(1)}, Source: "s", Position: relay.Position{Offset: 1}, Done: done})
+			tt.do(t.Context(), w)
+			if !s.isLost() || len(done) != 0 {
+				t.Fatalf("lost = %v, told = %d; want the loss remembered and nobody told", s.isLost(), len(done))
+			}
+			for range 3 {
+				if w.running {
+					w.finished(<-w.done)
+				}
+				w.step(t.Context(), true)
+			}
+			if len(done) != 1 || <-done != nil {
+				t.Error("Done was not told that the batch is on the disk after the snapshot")
+			}
+			st := &story{promised: map[string]bool{grantOf(1).Grant.User: true}, offered: map[string]int64{grantOf(1).Grant.User: 2}}
+			st.check(t, "power lost", after(d.durable, func(n *inode) []byte { return n.synced }))
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"time"
 
 	"popgate/internal/relay"
@@ -47,8 +48,10 @@ func (w *writer) start(ctx context.Context) {
 	w.running, w.snapAt = true, time.Time{}
 	s, covers := w.s, w.number
 	s.mu.Lock()
-	positions := s.copyPositions()
-	s.lost = nil
+	positions := maps.Clone(s.positions)
+	if w.broken {
+		s.lost = nil // from here on the new file has everything
+	}
 	s.mu.Unlock()
 	go func() {
 		size, err := s.writeSnapshot(ctx, covers, positions)

@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"maps"
 	"sync"
 	"time"
 
@@ -159,10 +158,15 @@ func (s *State) lose(why error) {
 }
 
 // collect hands the writer what was appended since it last asked, positions
-// behind the changes they stand for.
+// behind the changes they stand for. Once something is lost it hands over
+// nothing: neither may a position be written without the changes that were let
+// go, nor may anyone be told that they are on the disk.
 func (s *State) collect() (bodies [][]byte, waiting []chan<- error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.lost != nil {
+		return nil, nil
+	}
 	for source := range s.moved {
 		s.open.position(source, s.positions[source])
 	}
@@ -244,8 +248,6 @@ func (s *State) at(name string, err error) error {
 
 // Close gives the directory to the next daemon. Call it after Run has returned.
 func (s *State) Close() error { return s.lock() }
-
-func (s *State) copyPositions() map[string]relay.Position { return maps.Clone(s.positions) }
 
 // signal leaves word on a channel with room for one.
 func signal(c chan struct{}) {
