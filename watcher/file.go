@@ -67,14 +67,18 @@ func (f *File) Records(ctx context.Context, from relay.Position, since time.Time
 			h = newHints()
 		}
 		w := newFollower(f, h, from, since, yield)
+		w.ended = ctx.Done()
 		defer w.close()
-		tick := time.NewTicker(f.fast)
+		every := f.fast
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for w.step() {
-			if w.hinted {
-				tick.Reset(f.slow)
-			} else {
-				tick.Reset(f.fast)
+			was := every
+			if every = f.fast; w.hinted {
+				every = f.slow
+			}
+			if every != was { // not at each step: in a busy log it would never tick
+				tick.Reset(every)
 			}
 			var ok bool
 			if w.recheck, ok = h.wait(ctx.Done(), tick.C); !ok {
@@ -89,28 +93,30 @@ func (f *File) Records(ctx context.Context, from relay.Position, since time.Time
 // follower is one reading of a File.
 type follower struct {
 	*File
-	hints   *hints
-	from    relay.Position
-	window  time.Duration // how far back lines are still wanted
-	yield   func(Record) bool
-	buf     []byte
-	dir     string // where the path really leads
-	base    string
-	arrived time.Time            // when it was found
-	rotated map[fileID]time.Time // rotated files that are done with, and when they had changed last
-	cur     *tail                // the file the path leads to; nil: it leads nowhere
-	old     []*tail              // files it led to before, the oldest first; they may still grow
-	begun   bool                 // the start has been found
-	recheck bool                 // look at every step of the way, not only at its end
-	hinted  bool                 // the kernel tells when the file changes
-	wary    bool                 // others could write here: what is there now is not believed
-	stopped bool                 // nobody wants more
-	news    bool                 // something was handed over since the last CaughtUp
-	trouble string               // what was last told as Down
-	absent  time.Time
-	due     relay.Position // goes with the next record
-	told    relay.Position // the last one that was handed over
-	toldAt  time.Time
+	hints      *hints
+	from       relay.Position
+	window     time.Duration // how far back lines are still wanted
+	yield      func(Record) bool
+	ended      <-chan struct{} // nobody wants more, even in the midst of a long file
+	buf        []byte
+	dir        string // where the path really leads
+	base       string
+	arrived    time.Time            // when it was found
+	rotated    map[fileID]time.Time // rotated files that are done with, and when they had changed last
+	unpackable int64                // how much more may be unpacked
+	cur        *tail                // the file the path leads to; nil: it leads nowhere
+	old        []*tail              // files it led to before, the oldest first; they may still grow
+	begun      bool                 // the start has been found
+	recheck    bool                 // look at every step of the way, not only at its end
+	hinted     bool                 // the kernel tells when the file changes
+	wary       bool                 // others could write here: what is there now is not believed
+	stopped    bool                 // nobody wants more
+	news       bool                 // something was handed over since the last CaughtUp
+	trouble    string               // what was last told as Down
+	absent     time.Time
+	due        relay.Position // goes with the next record
+	told       relay.Position // the last one that was handed over
+	toldAt     time.Time
 }
 
 func newFollower(f *File, h *hints, from relay.Position, since time.Time, yield func(Record) bool) *follower {
@@ -136,8 +142,10 @@ func (w *follower) shut(t *tail) {
 // go on.
 func (w *follower) step() bool {
 	checked := w.recheck
-	if checked && w.cur != nil {
-		w.hinted = w.hints.file(w.cur.fd) // before reading: nothing may fall between
+	if checked { // before reading: nothing may fall between
+		if w.cur != nil {
+			w.hinted = w.hints.file(w.cur.fd)
+		}
 		for _, t := range w.old {
 			w.hints.file(t.fd)
 		}
@@ -162,7 +170,9 @@ func (w *follower) look() bool {
 	}
 	w.recheck = false
 	way, err := w.custody.follow(w.path)
-	w.hints.places(way.turns)
+	if w.hints.places(way.turns) { // it may have changed just before it was watched
+		way, err = w.custody.follow(w.path)
+	}
 	if err == nil && !w.cur.is(&way.info) {
 		return w.arrive(way)
 	}
@@ -330,8 +340,18 @@ func (w *follower) readTail(t *tail, upto int64) bool {
 		if t == w.first() {
 			w.due = t.position()
 		}
+		w.checkEnd()
 	}
 	return true
+}
+
+// checkEnd stops a long reading when its time is over.
+func (w *follower) checkEnd() {
+	select {
+	case <-w.ended:
+		w.stopped = true
+	default:
+	}
 }
 
 // failed gives up a file that can't be read any more (a disk error, a file

@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -335,5 +336,38 @@ func TestFileOldFilesAreBounded(t *testing.T) {
 	s.step()
 	if len(s.w.old) != 0 {
 		t.Errorf("%d old files open after they were quiet for %v", len(s.w.old), drain)
+	}
+}
+
+// A log in which something is written all the time still has its way checked.
+func TestFileBusyLogIsStillChecked(t *testing.T) {
+	path := watchedLog(t)
+	n, stop := watchFile(t, path, func(_ *Options, f *File) { f.slow = 50 * time.Millisecond })
+	defer stop()
+	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, func() bool {
+		appendLine(t, path, "busy")
+		return n.last().Status == relay.SourceDown
+	})
+	if why := n.last().Error; !strings.Contains(why, "writable by everybody") {
+		t.Errorf("down because %q", why)
+	}
+}
+
+// A daemon that is told to stop doesn't read a long log to its end first.
+func TestFileEndsInTheMidstOfALongLog(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", strings.Repeat("line\n", 1<<20))
+	ended := make(chan struct{})
+	close(ended)
+	s.w = newFollower(s.file, &hints{}, relay.Position{}, time.Time{}, s.record)
+	s.w.ended = ended
+	if s.w.step() {
+		t.Error("it would go on")
+	}
+	if n := len(s.got); n == 0 || n > chunk {
+		t.Errorf("%d lines read, want one chunk", n)
 	}
 }

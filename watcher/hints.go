@@ -56,9 +56,10 @@ func (h *hints) forget(fd int) {
 
 // places watches just these names: the links on the way to the log, or where
 // the way ends too early. A directory that can't be watched is left to the clock.
-func (h *hints) places(turns []place) {
+// It says whether one is watched that was not before.
+func (h *hints) places(turns []place) (added bool) {
 	if h.inotify == nil {
-		return
+		return false
 	}
 	h.turns = turns
 	for dir := range h.dirs {
@@ -68,10 +69,11 @@ func (h *hints) places(turns []place) {
 		}
 	}
 	for _, p := range turns {
-		if h.inotify.Add(p.dir) == nil {
-			h.dirs[p.dir] = true
+		if h.inotify.Add(p.dir) == nil && !h.dirs[p.dir] {
+			h.dirs[p.dir], added = true, true
 		}
 	}
+	return added
 }
 
 // concerns says whether an event is about something that is watched, rather

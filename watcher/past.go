@@ -25,7 +25,7 @@ const (
 	// maxCatchUp bounds what is read from one file because of a saved position:
 	// behind it, only what is young enough.
 	maxCatchUp = 256 << 20
-	// maxUnpacked bounds what is unpacked of one gzipped file.
+	// maxUnpacked bounds what is unpacked of gzipped files at one start.
 	maxUnpacked = 1 << 30
 	// maxSiblings bounds how many rotated files are looked at.
 	maxSiblings = 16
@@ -41,7 +41,7 @@ const (
 // sibling, else at what was logged within the window. The current file may be
 // missing.
 func (w *follower) begin() {
-	w.begun = true
+	w.begun, w.unpackable = true, maxUnpacked
 	w.remember(w.siblings(time.Time{}))
 	from := w.from
 	if from.Offset == unbelieved && w.cur != nil {
@@ -284,8 +284,10 @@ func (w *follower) unpack(s sibling, from *relay.Position, since time.Time) bool
 	if err != nil {
 		return false
 	}
-	r := bufio.NewReaderSize(io.LimitReader(z, maxUnpacked), keep)
-	if from != nil && !reach(r, from) {
+	limited := &io.LimitedReader{R: z, N: w.unpackable}
+	defer func() { w.unpackable = limited.N }()
+	r := bufio.NewReaderSize(limited, keep)
+	if from != nil && (from.Offset > w.unpackable || !reach(r, from)) {
 		return false
 	}
 	young := since.IsZero()
@@ -297,12 +299,12 @@ func (w *follower) unpack(s sibling, from *relay.Position, since time.Time) bool
 			young = true
 			w.emit(Record{Kind: Line, Text: line})
 		}
-		if w.stopped {
+		if w.checkEnd(); w.stopped {
 			break
 		}
 	}
-	if n, _ := r.Peek(1); len(n) > 0 {
-		w.emit(Record{Kind: Gap})
+	if limited.N <= 0 {
+		w.emit(Record{Kind: Gap}) // there may be more
 	}
 	return true
 }
