@@ -2,9 +2,7 @@ package domains
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -18,14 +16,20 @@ type Finding struct {
 	Certain bool   // false: it can't be told from here; an admin should look
 }
 
+// Owner tells whose a domain is: *relay.Domains or *Set.
+type Owner interface {
+	Match(domain string) relay.Match
+}
+
 // dangerous are the parameters that send other sites' mail through a transport.
 var dangerous = []string{"default_transport", "sender_dependent_default_transport_maps", "transport_maps"}
 
 // PostfixDanger looks for what makes an open relay of a Postfix site by
 // configuration: a setting that sends recipients who need not be local through
 // a transport that local_mailers takes as proof of a local one. Entries of the
-// transport table for the site's own domains are well; own may be nil.
-func PostfixDanger(ctx context.Context, run Runner, localMailers []string, own *relay.Domains) ([]Finding, error) {
+// transport table for the site's own domains are well. A Set as own knows also
+// those in tables that can only be asked; own may be nil.
+func PostfixDanger(ctx context.Context, run Runner, localMailers []string, own Owner) ([]Finding, error) {
 	if run == nil {
 		run = Exec
 	}
@@ -56,14 +60,14 @@ type danger struct {
 	ctx   context.Context
 	run   Runner
 	local []string
-	own   *relay.Domains
+	own   Owner
 	found []Finding
 }
 
 // parameter judges one setting; where names it in the finding.
 func (d *danger) parameter(name, where, value string) {
 	if name == "default_transport" {
-		d.transport(where, value, "")
+		d.transport(where, value, "", true)
 		return
 	}
 	for _, spec := range splitList(value) {
@@ -72,7 +76,7 @@ func (d *danger) parameter(name, where, value string) {
 }
 
 // transport notes a transport that counts as local; entry is the table's key.
-func (d *danger) transport(where, value, entry string) {
+func (d *danger) transport(where, value, entry string, certain bool) {
 	name, _, _ := strings.Cut(strings.TrimSpace(value), ":")
 	if !slices.Contains(d.local, name) {
 		return
@@ -82,7 +86,7 @@ func (d *danger) transport(where, value, entry string) {
 	}
 	d.found = append(d.found, Finding{fmt.Sprintf(
 		"Postfix: %s goes through %q, which local_mailers.postfix takes as proof of a local recipient: every stranger could relay; take %s out of local_mailers and write the site's domains into local_domains",
-		where, name, name), true})
+		where, name, name), certain})
 }
 
 func (d *danger) table(name, where, spec string) {
@@ -90,7 +94,7 @@ func (d *danger) table(name, where, spec string) {
 	where += " " + spec
 	switch {
 	case kind == "static":
-		d.transport(where, path, "")
+		d.transport(where, path, "", true)
 		return
 	case kind == "regexp" || kind == "pcre":
 		d.patterns(where, path)
@@ -106,22 +110,29 @@ func (d *danger) table(name, where, spec string) {
 	}
 	for line := range strings.Lines(string(text)) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "\t")
-		if name != "transport_maps" || !d.mine(key) {
-			d.transport(where, value, key)
+		whose := relay.DomainOther
+		if name == "transport_maps" {
+			whose = d.whose(key)
+		}
+		if whose < relay.DomainFound {
+			d.transport(where, value, key, whose == relay.DomainOther)
 		}
 	}
 }
 
-// mine says whether every recipient that an entry of the transport table is
-// for is the site's own.
-func (d *danger) mine(key string) bool {
+// whose tells whose the recipients are that an entry of the transport table is
+// for.
+func (d *danger) whose(key string) relay.Match {
+	if d.own == nil || key == "*" {
+		return relay.DomainOther
+	}
 	if _, domain, found := strings.Cut(key, "@"); found {
 		key = domain
 	}
 	if below, found := strings.CutPrefix(key, "."); found {
 		key = "any-host." + below
 	}
-	return d.own.Match(key) >= relay.DomainFound
+	return d.own.Match(key)
 }
 
 // patterns judges a table of patterns by its results: which recipients a
@@ -140,7 +151,7 @@ func (d *danger) patterns(where, path string) {
 		for _, name := range d.local {
 			for _, f := range fields[1:] {
 				if f == name || strings.HasPrefix(f, name+":") {
-					d.transport(where, name, fields[0])
+					d.transport(where, name, fields[0], true)
 				}
 			}
 		}
@@ -151,11 +162,4 @@ func (d *danger) unsure(where, why string) {
 	d.found = append(d.found, Finding{fmt.Sprintf(
 		"Postfix: %s: %s, so that nobody can tell whether it names a transport of local_mailers.postfix (%s); see to it that it does not",
 		where, why, strings.Join(d.local, ", ")), false})
-}
-
-// HasPostfix says whether this host has a Postfix to ask: its main.cf is there
-// under the usual name.
-func HasPostfix() bool {
-	_, err := os.Stat("/etc/postfix/main.cf")
-	return !errors.Is(err, os.ErrNotExist)
 }

@@ -60,6 +60,16 @@ func TestOpenRelayByPostfixConfiguration(t *testing.T) {
 			}
 		})
 	}
+	o, m := postfixSite(t, site{t, t.TempDir()}, map[string]string{
+		"postconf":                             "mydestination = ldap:/etc/l\nrelay_domains =\ndefault_transport = smtp\ntransport_maps = hash:/etc/t\n",
+		"postconf -Px":                         "",
+		"postmap -s hash:/etc/t":               "asked.example\tlmtp:\ndown.example\tlmtp:\n",
+		"postmap -q asked.example ldap:/etc/l": "1\n"})
+	m.fails["postmap -q down.example ldap:/etc/l"] = errBroken
+	found, err := PostfixDanger(t.Context(), m.run, []string{"lmtp"}, loaded(t, o))
+	if err != nil || len(found) != 1 || found[0].Certain || !strings.Contains(found[0].Text, "down.example") {
+		t.Errorf("with a Set: %+v, %v; want the one domain that can't be asked for, as uncertain", found, err)
+	}
 	if _, err := PostfixDanger(t.Context(), (&mta{fails: map[string]error{"postconf": errBroken}}).run, nil, own); err == nil {
 		t.Error("a postconf that can't be run is no error")
 	}

@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	settle   = time.Second // two readings this far apart must agree
-	reread   = time.Minute // without any sign of change
+	settle   = time.Second      // two readings this far apart must agree
+	reread   = time.Minute      // of what a program prints, without any sign of change
+	recheck  = 10 * time.Minute // of files, whose size and time tell a change
 	maxFile  = 16 << 20
 	maxWords = 1_000_000 // names in one leaf
 )
@@ -29,6 +30,7 @@ type leaf struct {
 	// inspect counts the names in a text and tells what is wrong with it.
 	inspect func([]byte) (int, error)
 	files   []string // a change of one of these calls for a reading
+	program bool     // a program prints it, which may know more than the files show
 	must    bool     // an empty text is trouble from the start
 
 	text    []byte // in force
@@ -45,7 +47,11 @@ type leaf struct {
 func (l *leaf) step(ctx context.Context, now time.Time) {
 	mark := l.stamp()
 	quiet := !l.at.IsZero() && mark == l.mark && l.since.IsZero()
-	if quiet && now.Sub(l.at) < reread && (l.problem == "" || now.Sub(l.at) < 5*settle) {
+	patience := recheck
+	if len(l.files) == 0 || l.program {
+		patience = reread
+	}
+	if quiet && now.Sub(l.at) < patience && (l.problem == "" || now.Sub(l.at) < 5*settle) {
 		return
 	}
 	if !l.since.IsZero() && now.Sub(l.since) < settle {

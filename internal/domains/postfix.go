@@ -41,9 +41,10 @@ func (s *Set) gatherPostfix(g *gathering) {
 	names = append(names, "parent_domain_matches_subdomains", "config_directory")
 	text, _ := s.step(g, "postconf", func() *leaf {
 		return &leaf{
-			name:  "postconf",
-			read:  func(ctx context.Context) ([]byte, error) { return s.o.Run(ctx, "postconf", names...) },
-			files: []string{s.o.MainCF},
+			name:    "postconf",
+			program: true,
+			read:    func(ctx context.Context) ([]byte, error) { return s.o.Run(ctx, "postconf", names...) },
+			files:   []string{s.o.MainCF},
 			inspect: func(text []byte) (int, error) {
 				if _, ok := parameters(text)["mydestination"]; !ok {
 					return 0, errors.New("it does not tell mydestination")

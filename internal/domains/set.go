@@ -23,6 +23,9 @@ type Options struct {
 	Written []Name // local_domains
 	Files   []File // local_domain_files
 	From    From   // local_domains_from
+	// MTA is what mta: says. Where auto finds both MTAs' configurations on this
+	// host, it tells which of them counts.
+	MTA relay.MTA
 	// Before is the Set that this one takes over from at a reload: what it
 	// read stays good, and what it knew and this one does not has vanished.
 	Before *Set
@@ -251,6 +254,9 @@ func (s *Set) gatherMTA(g *gathering) {
 	postfix, sendmail := s.o.From == FromPostfix, s.o.From == FromSendmail
 	if s.o.From == Auto {
 		postfix, sendmail = exists(s.o.MainCF), exists(s.o.Sendmail)
+		if postfix && sendmail && s.o.MTA != relay.MTAUnknown {
+			postfix, sendmail = s.o.MTA == relay.Postfix, s.o.MTA == relay.Sendmail
+		}
 	}
 	switch {
 	case postfix && sendmail:

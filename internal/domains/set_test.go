@@ -681,6 +681,8 @@ func TestTwoMTAsOnOneHostAreTakenForSureOnlyWhereTheyAgree(t *testing.T) {
 	if p := s.Problems(); len(p) != 1 || !strings.Contains(p[0], "write postfix or sendmail instead of auto") {
 		t.Errorf("problems %q", p)
 	}
+	o.MTA = relay.Sendmail
+	want(t, loaded(t, o), relay.DomainFound, "both.example old.example")
 	o.From = FromPostfix
 	want(t, loaded(t, o), relay.DomainFound, "both.example postfix.example")
 }
