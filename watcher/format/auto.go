@@ -13,6 +13,7 @@ import (
 // from somebody who would like another grammar, changes nothing.
 type auto struct {
 	chosen Parser
+	name   string // the format chosen
 	// courier sees every message before the choice, for its defence lives on
 	// what came before.
 	courier courier
@@ -28,7 +29,8 @@ func (a *auto) Gap() {
 
 func (a *auto) Parse(m *Message) (relay.Event, Result) {
 	if a.chosen == nil {
-		switch serverOf(m) {
+		a.name = serverOf(m)
+		switch a.name {
 		case "dovecot":
 			a.chosen = new(dovecot)
 		case "courier":
@@ -40,7 +42,11 @@ func (a *auto) Parse(m *Message) (relay.Event, Result) {
 			return relay.Event{}, None
 		}
 	}
-	return a.chosen.Parse(m)
+	e, result := a.chosen.Parse(m)
+	if e.Kind != relay.NoEvent {
+		e.Format = a.name
+	}
+	return e, result
 }
 
 // serverOf names the server a message gives away, if it does.

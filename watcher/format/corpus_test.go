@@ -178,6 +178,10 @@ func runCorpus(t *testing.T, p Parser, log, server, transport string) (n tally) 
 			continue
 		}
 		e, result := p.Parse(&m)
+		if want := formatOf(p, server); e.Kind != relay.NoEvent && e.Format != want {
+			t.Errorf("line %d: format %q, want %q", i+1, e.Format, want)
+		}
+		e.Format = ""
 		w := wants[i]
 		got := "none"
 		switch result {
@@ -208,6 +212,14 @@ func runCorpus(t *testing.T, p Parser, log, server, transport string) (n tally) 
 		}
 	}
 	return n
+}
+
+// formatOf gives what a parser says of its format: only auto does.
+func formatOf(p Parser, server string) string {
+	if _, ok := p.(*auto); ok {
+		return strings.TrimRight(server, "0123456789")
+	}
+	return ""
 }
 
 func checkEvent(t *testing.T, line int, e relay.Event, w want) {

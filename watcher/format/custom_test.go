@@ -40,6 +40,10 @@ func customFromDocs(t testing.TB) Parser {
 }
 
 func TestNewCustomJudgesPatterns(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/formats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	const client = `(?P<client>[0-9a-f.:]+)`
 	for _, tt := range []struct {
 		name, pattern, want string // want: part of the error; empty: fine
@@ -48,6 +52,8 @@ func TestNewCustomJudgesPatterns(t *testing.T) {
 		{"words written out may come before", `(?P<service>pop3|imap): login from ` + client, ""},
 		{"optional words may come before", `(?:TLS )?login from ` + client, ""},
 		{"blank parts user and client", `login (?P<user>[a-z]+) from ` + client, ""},
+		{"the manual's good example", "login (?P<user>[a-z0-9.]+) from (?P<client>[0-9a-f.:]+)", ""},
+		{"the manual's bad example", "login (?P<user>.+) from (?P<client>[0-9a-f.:]+)", "could be reached"},
 		{"quotes part user and client", `login "(?P<user>[^"]+)" from ` + client, ""},
 		{"quotes part user and client, but the client takes them too", `login "(?P<user>[^"]+)" from (?P<client>\S+)`, "could be reached"},
 		{"free text before the client", `login (?P<user>.+) from ` + client, "could be reached"},
@@ -74,6 +80,9 @@ func TestNewCustomJudgesPatterns(t *testing.T) {
 		{"empty", ``, "no fixed text"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if strings.HasPrefix(tt.name, "the manual's") && !strings.Contains(string(manual), "`"+tt.pattern+"`") {
+				t.Errorf("docs/formats.md does not have it: %s", tt.pattern)
+			}
 			_, err := NewCustom(Custom{Name: "x", Tag: "x", Pattern: tt.pattern})
 			switch {
 			case tt.want == "" && err != nil:

@@ -32,9 +32,10 @@ func (r Result) String() string {
 // were written. One value serves one source: it may remember what it saw.
 type Parser interface {
 	// Parse reads one message. The event's Kind, Client, User, Service and
-	// Session are set; its Time, Zoned, Source and Format are the caller's,
-	// who knows the arrival. The event shares no memory with the message. It
-	// is the zero Event unless the result is Login, Logout or Restart.
+	// Session are set; the rest is the caller's, who knows the arrival. Only
+	// "auto" sets Format as well, to the format it found. The event shares no
+	// memory with the message. It is the zero Event unless the result is
+	// Login, Logout or Restart.
 	Parse(m *Message) (relay.Event, Result)
 
 	// Gap tells that something may have been missed before the next message:
