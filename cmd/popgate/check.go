@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -119,7 +121,7 @@ func (k *checker) sources(cfg *config.Config) error {
 }
 
 func (k *checker) domains(ctx context.Context, cfg *config.Config) {
-	s, err := newSites(ctx, cfg, nil)
+	s, err := newSites(ctx, cfg, slog.New(warnings{k}))
 	if err != nil {
 		k.fail("local domains", err.Error())
 		return
@@ -159,4 +161,21 @@ func (k *checker) stateDir(cfg *config.Config) {
 		return
 	}
 	k.ok("state_dir "+cfg.StateDir, "")
+}
+
+// warnings turns what the daemon would log into findings.
+type warnings struct{ k *checker }
+
+func (w warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (w warnings) WithAttrs([]slog.Attr) slog.Handler           { return w }
+func (w warnings) WithGroup(string) slog.Handler                { return w }
+
+func (w warnings) Handle(_ context.Context, r slog.Record) error {
+	var b strings.Builder
+	r.Attrs(func(a slog.Attr) bool {
+		fmt.Fprintf(&b, " %s=%v", a.Key, a.Value)
+		return true
+	})
+	w.k.warn(r.Message, strings.TrimSpace(b.String()))
+	return nil
 }

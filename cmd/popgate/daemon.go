@@ -35,7 +35,8 @@ type daemon struct {
 	store   *cache.Store
 	ledger  *ledger.Ledger
 	gate    *gate.Gate
-	state   *state.State // nil: nothing is kept
+	state   *state.State  // nil: nothing is kept
+	damaged time.Duration // until when status tells that saved grants may be missing
 	milter  *milter.Server
 	sites   *sites
 	sources *sources
@@ -98,7 +99,7 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 	}
 	s, err := state.Open(cfg.StateDir, state.Options{Snapshot: d.ledger.Snapshot, Log: d.log})
 	if err != nil {
-		return nil, fmt.Errorf("state_dir: %w", err)
+		return nil, err
 	}
 	var loaded state.Loaded
 	out := d.ledger.Restore(func(yield func(relay.Change) bool) {
@@ -106,6 +107,9 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 	})
 	for _, w := range loaded.Warnings {
 		d.log.Warn("state", "warning", w)
+	}
+	if loaded.Damaged {
+		d.damaged = d.env.now().Mono + cfg.GrantTTL
 	}
 	d.log.Info("state read", "dir", cfg.StateDir, "grants", out.Grants, "dropped", out.Dropped, "revocations", out.Revoked)
 	d.state = s // from here on the ledger's batches are kept

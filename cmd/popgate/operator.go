@@ -177,6 +177,9 @@ func (d *daemon) problems(st *control.Status) {
 			st.Problems = append(st.Problems, "state: "+err.Error())
 		}
 	}
+	if d.env.now().Mono < d.damaged {
+		st.Problems = append(st.Problems, "state: saved files were damaged at the start, so grants may be missing until their clients log in again; the log says which")
+	}
 	st.Problems = append(st.Problems, d.sites.problems()...)
 	if d.ledger.Full(d.env.now()) {
 		st.Problems = append(st.Problems, "max_grants is reached: new logins are turned away")

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -54,12 +53,13 @@ func left(g control.Grant, now time.Time) string {
 	if d <= 0 {
 		return "ended"
 	}
-	s := d.String()
-	s = strings.TrimSuffix(s, "0s")
-	if s == "" {
-		return "0s"
+	switch {
+	case d >= time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	case d >= time.Minute:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
 	}
-	return strings.TrimSuffix(s, "0m")
+	return d.String()
 }
 
 // proof says in one line why a grant was made.

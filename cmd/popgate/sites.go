@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 
 	"popgate/internal/config"
@@ -42,7 +44,38 @@ func (s *sites) load(ctx context.Context, cfg *config.Config, before *domains.Se
 	if err := set.Load(ctx); err != nil {
 		return nil, fmt.Errorf("local domains: %w", err)
 	}
+	if err := s.refuseDanger(ctx, cfg, set.Current()); err != nil {
+		return nil, err
+	}
 	return set, nil
+}
+
+const mainCF = "/etc/postfix/main.cf"
+
+// refuseDanger refuses to run beside a Postfix that would be an open relay by
+// its configuration: one that sends strangers' recipients through a transport
+// that local_mailers takes for a local one.
+func (s *sites) refuseDanger(ctx context.Context, cfg *config.Config, own *relay.Domains) error {
+	if cfg.MTA == relay.Sendmail || cfg.LocalDomainsFrom == domains.FromSendmail {
+		return nil
+	}
+	if _, err := os.Stat(mainCF); err != nil && cfg.LocalDomainsFrom != domains.FromPostfix {
+		return nil
+	}
+	found, err := domains.PostfixDanger(ctx, nil, cfg.PostfixMailers.Local, own)
+	if err != nil {
+		s.log.Warn("Postfix's configuration can't be checked for transports that would make it an open relay", "error", err)
+		return nil
+	}
+	var certain []error
+	for _, f := range found {
+		if f.Certain {
+			certain = append(certain, errors.New(f.Text))
+		} else {
+			s.log.Warn("Postfix's configuration", "warning", f.Text)
+		}
+	}
+	return errors.Join(certain...)
 }
 
 func (s *sites) changed() {
@@ -80,7 +113,7 @@ func (s *sites) run(ctx context.Context, change func()) error {
 	for {
 		setCtx, stop := context.WithCancel(ctx)
 		done := make(chan struct{})
-		go func() { defer close(done); set.Run(setCtx) }()
+		go func(set *domains.Set) { defer close(done); set.Run(setCtx) }(set)
 		select {
 		case <-ctx.Done():
 		case set = <-s.started:

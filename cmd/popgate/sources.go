@@ -51,8 +51,7 @@ func planSources(cfg *config.Config) ([]plan, error) {
 }
 
 func customParser(f *config.Format) (format.Parser, error) {
-	service, _ := relay.ParseService(f.Service) // checked by config; none is unknown
-	return format.NewCustom(format.Custom{Name: f.Name, Tag: f.Tag, Pattern: f.Pattern, Service: service})
+	return format.NewCustom(format.Custom{Name: f.Name, Tag: f.Tag, Pattern: f.Pattern, Logout: f.Logout, Service: f.Service})
 }
 
 func (p *plan) same(q *plan) bool {

@@ -1,0 +1,320 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// site is a popgate run inside the test: the whole daemon, on a directory of
+// its own.
+type site struct {
+	t      *testing.T
+	dir    string
+	config string
+	log    lockedBuffer
+	fault  atomic.Pointer[error]
+	stop   context.CancelFunc
+	ended  chan int
+}
+
+const siteConfig = `listen:
+  milter: [unix:%[1]s/milter.sock]
+  control: unix:%[1]s/control.sock
+local_domains: [example.org]
+local_domains_from: none
+sources:
+  - {file: %[1]s/mail.log, format: dovecot}
+state_dir: %[1]s/state
+wait_for_login: 0
+`
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "popgate") // t.TempDir is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s := &site{t: t, dir: dir, config: filepath.Join(dir, "milter.yaml")}
+	s.write("milter.yaml", fmt.Sprintf(siteConfig, dir))
+	s.write("mail.log", "")
+	return s
+}
+
+func (s *site) write(name, text string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *site) env(out, errs *bytes.Buffer) env {
+	e := processEnv()
+	e.stdin, e.stdout, e.stderr = strings.NewReader(""), out, errs
+	return e
+}
+
+func (s *site) start() {
+	s.t.Helper()
+	ctx, stop := context.WithCancel(s.t.Context())
+	ready := make(chan struct{})
+	e := processEnv()
+	e.stdout, e.stderr = &s.log, &s.log
+	e.hangup = make(chan os.Signal)
+	e.ready = func() { close(ready) }
+	e.storeFault = func() error {
+		if f := s.fault.Load(); f != nil {
+			return *f
+		}
+		return nil
+	}
+	s.stop, s.ended = stop, make(chan int, 1)
+	go func() { s.ended <- run(ctx, []string{"serve", "-c", s.config}, e) }()
+	s.t.Cleanup(s.end)
+	select {
+	case <-ready:
+	case code := <-s.ended:
+		s.ended <- code
+		s.t.Fatalf("serve ended with %d: %s", code, s.log.String())
+	}
+	s.until("the source is up", func() bool { return strings.Contains(s.must("status", "--json"), `"state":"up"`) })
+}
+
+func (s *site) end() {
+	if s.stop == nil {
+		return
+	}
+	s.stop()
+	if code := <-s.ended; code != 0 {
+		s.t.Errorf("serve ended with %d: %s", code, s.log.String())
+	}
+	s.stop = nil
+}
+
+func (s *site) run(args ...string) (out, errs string, code int) {
+	var o, e bytes.Buffer
+	code = run(s.t.Context(), append(args, "-c", s.config), s.env(&o, &e))
+	return o.String(), e.String(), code
+}
+
+func (s *site) must(args ...string) string {
+	s.t.Helper()
+	out, errs, code := s.run(args...)
+	if code != 0 && args[0] != "status" {
+		s.t.Fatalf("popgate %s: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
+	}
+	return out
+}
+
+func (s *site) want(code int, text string, args ...string) {
+	s.t.Helper()
+	out, errs, got := s.run(args...)
+	if got != code || !strings.Contains(out+errs, text) {
+		s.t.Errorf("popgate %s: exit %d, want %d with %q\n%s%s", strings.Join(args, " "), got, code, text, out, errs)
+	}
+}
+
+func (s *site) until(what string, yes func() bool) {
+	s.t.Helper()
+	for end := time.Now().Add(10 * time.Second); !yes(); {
+		if time.Now().After(end) {
+			s.t.Fatalf("waited in vain until %s\n%s", what, s.log.String())
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func (s *site) login(client string) {
+	s.t.Helper()
+	f, err := os.OpenFile(filepath.Join(s.dir, "mail.log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer f.Close()
+	fmt.Fprintf(f, "%s mx1 dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=%s, lip=192.0.2.1, mpid=4711, TLS, session=<abc>\n",
+		time.Now().Format(time.Stamp), client)
+}
+
+func TestCommandsAgainstARunningDaemon(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	s.want(0, "no grants", "list")
+	s.want(1, "refuse: no_grant", "ask", "198.51.100.7", "x@remote.test")
+	s.want(0, "pass: local", "ask", "198.51.100.7", "bob@example.org")
+	s.want(0, "pass: authenticated", "ask", "198.51.100.7", "x@remote.test", "--auth", "bob")
+	s.want(0, "pass: trusted", "ask", "127.0.0.1", "x@remote.test")
+	s.want(1, "defer: unsure", "ask", "198.51.100.7", "x@remote.test", "--mailer", "lmtp", "--addr", "x@remote.test", "--mta", "postfix")
+	s.login("198.51.100.7")
+	s.until("the login grants", func() bool { _, _, code := s.run("show", "198.51.100.7"); return code == 0 })
+	s.want(0, "pass: grant", "ask", "198.51.100.7", "x@remote.test")
+	s.want(0, "imap login", "list")
+	var g map[string]any
+	if err := json.Unmarshal([]byte(s.must("show", "198.51.100.7", "--json")), &g); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]any{"client": "198.51.100.7", "user": "bob", "service": "imap", "format": "dovecot", "session": "abc", "prefix": 32.0} {
+		if g[key] != want {
+			t.Errorf("show --json: %s is %v, want %v", key, g[key], want)
+		}
+	}
+	s.want(0, "1 grant revoked", "revoke", "198.51.100.7")
+	s.want(1, "has no grant", "show", "198.51.100.7")
+	s.want(1, "refuse", "ask", "198.51.100.7", "x@remote.test")
+	s.want(0, "may relay until", "grant", "198.51.100.8", "--ttl", "2h", "--note", "copier")
+	s.want(0, "copier", "list")
+	s.want(1, "never_grant", "grant", "127.0.0.1")
+	s.want(1, "24h", "grant", "198.51.100.8", "--ttl", "25h")
+	s.want(0, "0 grants revoked", "revoke", "--user", "nobody", "--block", "1h")
+	s.want(0, "health: ok", "status")
+}
+
+func TestUsageErrorsExitWith2(t *testing.T) {
+	s := newSite(t)
+	for _, args := range [][]string{{"no-such-command"}, {"ask", "198.51.100.7"}, {"ask", "copier", "x@y.test"}, {"revoke"},
+		{"revoke", "198.51.100.7", "--all"}, {"revoke", "198.51.100.0/99"}, {"grant", "unknown"}, {"list", "--no-such-flag"}, {"show"},
+		{"ask", "198.51.100.7", "x@y.test", "--addr", "x@y.test"}} {
+		s.want(2, "popgate: ", args...)
+	}
+}
+
+func TestUnreachableDaemonExitsWith3(t *testing.T) {
+	s := newSite(t)
+	for _, args := range [][]string{{"list"}, {"status"}, {"ask", "198.51.100.7", "x@y.test"}, {"reload"}, {"grant", "198.51.100.7"}, {"revoke", "--all"}} {
+		s.want(3, "daemon not reachable", args...)
+	}
+}
+
+func TestInvalidConfigurationExitsWith4(t *testing.T) {
+	s := newSite(t)
+	s.write("milter.yaml", "grant_tll: 5m\n")
+	for _, args := range [][]string{{"serve"}, {"check"}, {"list"}} {
+		s.want(4, "line 1: grant_tll", args...)
+	}
+	s.write("milter.yaml", "sources: [{journal: [dovecot.service], format: dovecot}]\n")
+	s.want(4, "reads files only", "serve")
+}
+
+func TestDegradedStatusExitsWith5(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	os.Remove(filepath.Join(s.dir, "mail.log"))
+	s.until("the lost log is noticed", func() bool { _, _, code := s.run("status"); return code == 5 })
+	s.want(5, "no such file", "status")
+	s.want(1, "defer: not_ready", "ask", "198.51.100.7", "x@remote.test")
+	s.want(0, "pass: local", "ask", "198.51.100.7", "bob@example.org")
+	s.write("mail.log", "")
+	s.until("it heals by itself", func() bool { _, _, code := s.run("status"); return code == 0 })
+}
+
+func TestStaleCopyIsATemporaryFailure(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	fault := fmt.Errorf("the copy is old")
+	s.fault.Store(&fault)
+	s.want(1, "defer: store_error", "ask", "198.51.100.7", "x@remote.test")
+	s.want(0, "pass: local", "ask", "198.51.100.7", "bob@example.org")
+	s.want(5, "the copy is old", "status")
+}
+
+func TestReloadIsAllOrNothing(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	s.must("grant", "198.51.100.7")
+	base := fmt.Sprintf(siteConfig, s.dir)
+	s.write("milter.yaml", base+"never_grant: [not-a-network]\n")
+	s.want(4, "never_grant", "reload", "--socket", filepath.Join(s.dir, "control.sock"))
+	s.until("the log says so", func() bool { return strings.Contains(s.log.String(), "reload refused") })
+	s.write("milter.yaml", base)
+	s.want(0, "pass: grant", "ask", "198.51.100.7", "x@remote.test")
+	s.want(5, "the last reload was refused", "status")
+	s.write("milter.yaml", strings.Replace(base, "/milter.sock", "/other.sock", 1))
+	s.want(4, "listen.milter", "reload")
+	s.write("milter.yaml", base+"never_grant: [198.51.100.0/24]\nreject: {text: no}\n")
+	s.want(0, "1 grants purged", "reload")
+	s.want(1, "550 5.7.1 no", "ask", "198.51.100.7", "x@remote.test")
+	s.want(0, "health: ok", "status")
+}
+
+func TestReloadKeepsUnchangedSourcesAndSwapsOthers(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	s.write("second.log", "")
+	base := fmt.Sprintf(siteConfig, s.dir)
+	both := strings.Replace(base, "format: dovecot}", "format: dovecot}\n  - {file: "+s.dir+"/second.log, format: courier}", 1)
+	s.write("milter.yaml", both)
+	s.must("reload")
+	s.until("both are up", func() bool { return strings.Count(s.must("status", "--json"), `"state":"up"`) == 2 })
+	if n := strings.Count(s.log.String(), "msg=\"source up\" source=file:"+s.dir+"/mail.log"); n != 1 {
+		t.Errorf("the unchanged source came up %d times", n)
+	}
+	s.write("milter.yaml", base)
+	s.must("reload")
+	if strings.Contains(s.must("status"), "second.log") {
+		t.Error("a source that is no longer configured is still there")
+	}
+	s.login("198.51.100.9")
+	s.until("the first source still reads", func() bool { _, _, code := s.run("show", "198.51.100.9"); return code == 0 })
+}
+
+func TestRestartKeepsGrantsRevocationsAndPlaces(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	s.login("198.51.100.7")
+	s.login("198.51.100.8")
+	s.until("both grant", func() bool { return strings.Count(s.must("list"), "imap login") == 2 })
+	s.must("revoke", "198.51.100.8")
+	s.end()
+	s.login("198.51.100.9") // while it is down
+	s.start()
+	s.want(0, "pass: grant", "ask", "198.51.100.7", "x@remote.test")
+	s.want(1, "refuse", "ask", "198.51.100.8", "x@remote.test")
+	s.want(0, "pass: grant", "ask", "198.51.100.9", "x@remote.test")
+}
+
+func TestDemoTellsTheStory(t *testing.T) {
+	var out, errs bytes.Buffer
+	e := processEnv()
+	e.stdout, e.stderr = &out, &errs
+	if code := run(t.Context(), []string{"demo"}, e); code != 0 {
+		t.Fatalf("exit %d: %s%s", code, out.String(), errs.String())
+	}
+	for _, act := range []string{"a stranger sends to another site", "250 accepted", "550 5.7.1", "forged three log lines", "revoke", "expired",
+		"smtpd_milters = $popgate", "INPUT_MAIL_FILTER", "milter_default_action = tempfail"} {
+		if !strings.Contains(out.String(), act) {
+			t.Errorf("the story lacks %q:\n%s", act, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "!!") {
+		t.Errorf("an answer was not as it should be:\n%s", out.String())
+	}
+}
+
+func TestTestLogCountsAndExits(t *testing.T) {
+	s := newSite(t)
+	s.login("198.51.100.7")
+	s.want(0, "logins", "test-log", filepath.Join(s.dir, "mail.log"))
+	s.want(1, "no login was found", "test-log", "--format", "courier", filepath.Join(s.dir, "mail.log"))
+	s.want(2, "dovcot", "test-log", "--format", "dovcot", filepath.Join(s.dir, "mail.log"))
+	s.want(1, "no such file", "test-log", filepath.Join(s.dir, "missing.log"))
+	out := s.must("test-log", "--json", filepath.Join(s.dir, "mail.log"))
+	var ev map[string]any
+	if err := json.Unmarshal([]byte(out), &ev); err != nil {
+		t.Fatalf("%v in %q", err, out)
+	}
+	for key, want := range map[string]any{"line": 1.0, "event": "login", "client": "198.51.100.7", "user": "bob", "service": "imap", "session": "abc", "format": "dovecot"} {
+		if ev[key] != want {
+			t.Errorf("test-log --json: %s is %v, want %v", key, ev[key], want)
+		}
+	}
+	if _, err := time.Parse(time.RFC3339, fmt.Sprint(ev["time"])); err != nil {
+		t.Error(err)
+	}
+}
