@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"gopkg.in/yaml.v3"
+
 	"popgate/internal/domains"
 	"popgate/internal/relay"
 )
@@ -85,7 +87,7 @@ func (c *Config) readLocalDomainFiles(v value) {
 	c.LocalDomainFiles = nil
 	for _, item := range items {
 		var f domains.File
-		if item.n.Kind == 0 || item.shown() != "a mapping" {
+		if item.n.Kind != yaml.MappingNode {
 			f.Path, ok = item.path()
 		} else {
 			var given map[string]value

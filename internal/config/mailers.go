@@ -4,6 +4,8 @@ import (
 	"regexp"
 	"slices"
 
+	"gopkg.in/yaml.v3"
+
 	"popgate/internal/relay"
 )
 
@@ -48,7 +50,7 @@ func (c *Config) readRemoteMailers(v value) {
 // mailers reads {postfix: [...], sendmail: [...]}. The kind that is not given
 // keeps its defaults.
 func (v value) mailers(postfix, sendmail *[]string, check func(value, string) bool) {
-	if v.plain() && v.shown() == "a list" {
+	if v.n.Kind == yaml.SequenceNode {
 		v.fail("a list where each MTA's own list belongs, as their mailers mean different things; write {postfix: [...]} or {sendmail: [...]}")
 		return
 	}

@@ -11,7 +11,8 @@ import (
 	"popgate/internal/relay"
 )
 
-// Kinds of source.
+// The kinds of source. A kind that a release can't run is still a kind: who
+// opens sources refuses it.
 const (
 	KindFile    = "file"
 	KindJournal = "journal"

@@ -696,3 +696,55 @@ func TestNoMTAOnThisHost(t *testing.T) {
 		t.Errorf("%d domains, asks %v, problems %q; want nothing", s.Current().Len(), s.Asks(), s.Problems())
 	}
 }
+
+func TestEmptiedFileOfTheMTAKeepsItsDomains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := site{t, t.TempDir()}
+		d.write("sendmail.cf", "Fw"+d.path("names")+"\nFR-o "+d.path("more")+"\n")
+		d.write("names", "a.example\n")
+		d.write("more", "")
+		o := d.options()
+		o.From = FromSendmail
+		s := loaded(t, o)
+		if p := s.Problems(); len(p) > 0 {
+			t.Errorf("a file that was always empty is a problem: %q", p)
+		}
+		go s.Run(t.Context())
+		d.write("names", "")
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		want(t, s, relay.DomainFound, "a.example")
+		if p := s.Problems(); len(p) != 1 || !strings.Contains(p[0], "empty all of a sudden") {
+			t.Errorf("problems %q", p)
+		}
+	})
+}
+
+func TestReadingsLessThanASecondApartDoNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := site{t, t.TempDir()}
+		d.write("names", "a.example\n")
+		l := textFile(d.path("names"))
+		for i, known := range []bool{false, false, false, true} {
+			if l.step(t.Context(), time.Now()); l.known != known {
+				t.Errorf("after %v known is %v", time.Duration(i)*400*time.Millisecond, l.known)
+			}
+			time.Sleep(400 * time.Millisecond)
+		}
+	})
+}
+
+func TestShutOutDomainsAreNotAskedFor(t *testing.T) {
+	o, _ := postfixSite(t, site{t, t.TempDir()}, map[string]string{
+		"postconf":                           "mydestination = !no.example ldap:/etc/l !/etc/list mysql:/etc/m\nrelay_domains =\n",
+		"postmap -q no.example ldap:/etc/l":  "1\n",
+		"postmap -q yes.example ldap:/etc/l": "1\n",
+		"postmap -q my.example mysql:/etc/m": "1\n",
+	})
+	s := loaded(t, o)
+	for domain, m := range map[string]relay.Match{"no.example": relay.DomainOther, "yes.example": relay.DomainFound, "my.example": relay.DomainUnsure} {
+		if got := s.Ask(t.Context(), domain); got != m {
+			t.Errorf("%s is %v, want %v", domain, got, m)
+		}
+	}
+}
