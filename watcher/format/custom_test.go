@@ -57,6 +57,7 @@ func TestNewCustomJudgesPatterns(t *testing.T) {
 		{"quotes part user and client", `login "(?P<user>[^"]+)" from ` + client, ""},
 		{"quotes part user and client, but the client takes them too", `login "(?P<user>[^"]+)" from (?P<client>\S+)`, "could be reached"},
 		{"free text before the client", `login (?P<user>.+) from ` + client, "could be reached"},
+		{"a few users written out are still chosen", `user=(?P<user>bob|alice), ip=` + client + `, .*`, "could be reached"},
 		{"blanks in the user", `login (?P<user>[a-z ]+) from ` + client, "could be reached"},
 		{"free text behind makes room for the rest", `user=<(?P<user>[^>]*)>, rip=` + client + `, .*`, "could be reached"},
 		{"optional field behind a chosen text", `user (?P<user>[a-z]+), rip=` + client + `, ok(?:, [a-z]+)?`, "read in two ways"},

@@ -13,7 +13,7 @@ type item struct {
 	kind  itemKind
 	text  string // fixed: the text
 	runes []rune // words and field: ranges of the characters it may match
-	group string // the named group it is the whole of
+	group string // the named group it belongs to; client is the whole of it
 }
 
 type itemKind uint8
@@ -96,6 +96,9 @@ func flatten(re *syntax.Regexp, to []item) []item {
 		}
 		if len(inner) > 1 && re.Name == "client" {
 			return append(to, item{kind: opaque, group: re.Name})
+		}
+		for i := range inner {
+			inner[i].group = re.Name
 		}
 		return append(to, inner...)
 	}
@@ -188,8 +191,9 @@ func has(runes []rune, r rune) bool {
 // And then one of two:
 //
 //   - before client there are only fixed text and choices of words written
-//     out. Then nothing that anybody chose comes before the address, and
-//     nothing after it can move it; or
+//     out, which are the server's own words: no group user or session. Then
+//     nothing that anybody chose comes before the address, and nothing after
+//     it can move it; or
 //   - every message has one reading. The pattern is made of fixed text,
 //     classes and choices of words written out; nothing else is optional or
 //     repeated. Call separators the characters that no class and no word of it
@@ -212,10 +216,16 @@ func (p *pattern) judge() error {
 	if at+1 < len(p.items) && (p.items[at+1].kind != fixed || has(client.runes, firstRune(p.items[at+1].text))) {
 		return errors.New("right after the group client there must be the end, or fixed text whose first character the group can't match")
 	}
-	if !slices.ContainsFunc(p.items[:at], func(it item) bool { return it.kind == field || it.kind == opaque }) {
+	if !slices.ContainsFunc(p.items[:at], item.chosen) {
 		return nil
 	}
 	return p.oneReading()
+}
+
+// chosen says whether a stranger may have chosen what stands there. A user or
+// a session is chosen even where the pattern knows only a few.
+func (it item) chosen() bool {
+	return it.kind == field || it.kind == opaque || it.group == "user" || it.group == "session"
 }
 
 // oneReading is the second way to be trusted.
