@@ -259,6 +259,20 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+func TestDrainDoesNotReadThePacketBeforeAgain(t *testing.T) {
+	for _, network := range []string{"unix", "tcp"} {
+		w := &witness{}
+		d := serve(t, network, w, Options{})
+		m := begun(t, d, client4)
+		m.want("c", rcpt("<pass@l>"))
+		d.end(t)
+		m.ended()
+		if s := d.Stats(); s.BadPackets != 0 || len(w.asked()) != 1 {
+			t.Errorf("%s: asked %d times, %+v", network, len(w.asked()), s)
+		}
+	}
+}
+
 func TestAPacketHalfReceivedIsNotWaitedFor(t *testing.T) {
 	inBubble(t, &witness{}, Options{}, func(t *testing.T, s *Server, p *pipes, stop func() time.Duration) {
 		c := p.dial()

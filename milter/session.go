@@ -98,6 +98,7 @@ func (s *session) RcptTo(rcpt string, _ *gomilter.Modifier) (gomilter.Response, 
 	q.Door, q.Waits = "milter", &s.waits
 	s.fillRecipient(rcpt)
 	d := s.conn.judge.Judge(s.conn.ctx, q)
+	// A connection that waits needn't hold on to them.
 	q.Rcpt, q.Mailer, q.Host, q.Addr, q.AuthType, q.AuthUser = "", "", "", "", "", ""
 	if d.Verdict == relay.Pass {
 		return s.answer(proceed)
