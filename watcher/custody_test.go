@@ -3,6 +3,7 @@ package watcher
 import (
 	"errors"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -173,4 +174,19 @@ func TestFilePathIsADirectory(t *testing.T) {
 	s := newStage(t)
 	s.use("/")
 	s.start().wantDown("/ is a directory")
+}
+
+func TestUsable(t *testing.T) {
+	s := newStage(t)
+	if err := Usable(s.path); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("a log that is not there: %v", err)
+	}
+	s.append("mail.log", "a\n")
+	if err := Usable(s.path); err != nil {
+		t.Errorf("a good log: %v", err)
+	}
+	s.chmod("mail.log", 0o666)
+	if err := Usable(s.path); err == nil || !strings.Contains(err.Error(), "chmod o-w") {
+		t.Errorf("a log everybody can write to: %v", err)
+	}
 }

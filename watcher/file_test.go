@@ -371,3 +371,28 @@ func TestFileEndsInTheMidstOfALongLog(t *testing.T) {
 		t.Errorf("%d lines read, want one chunk", n)
 	}
 }
+
+// A disk or file server that fails costs no line that can be read afterwards.
+func TestFileReadError(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").start().want("a").append("mail.log", "b\n")
+	null, err := syscall.Open("/dev/null", syscall.O_WRONLY|syscall.O_CLOEXEC, 0)
+	s.do(err).do(syscall.Dup3(null, s.w.cur.fd, syscall.O_CLOEXEC)) // reading it is an error now
+	syscall.Close(null)
+	s.step().want("GAP", "b").wantUp()
+	if len(s.down) != 1 || !strings.Contains(s.down[0], "read "+s.path) {
+		t.Errorf("told %q, want that reading failed", s.down)
+	}
+}
+
+// The file was emptied and filled again, and then rotated away, before anybody looked.
+func TestFileReplacedAndThenRotated(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\nb\n").start().want("a", "b")
+	s.append("mail.log", "c\n").copy("mail.log", "mail.log.2").truncate("mail.log", 0).append("mail.log", "d\n")
+	s.rename("mail.log", "mail.log.1").append("mail.log", "e\n").step()
+	// The copy may be found twice: as a copy, and as a file nobody has seen.
+	if got := strings.Join(s.got, " "); !strings.HasPrefix(got, "GAP c d e") && !strings.HasSuffix(got, "GAP c d e") {
+		t.Errorf("handed over %q, want c, d and e in order", s.got)
+	}
+}

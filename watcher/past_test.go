@@ -291,3 +291,18 @@ func FuzzPosition(f *testing.F) {
 		}
 	})
 }
+
+// A big log that appears, and is of now, is read as far back as it matters.
+func TestFileBigLogAppears(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").start().want("a")
+	now := time.Now()
+	var b strings.Builder
+	for i := range 20_000 {
+		b.WriteString(logged(now.Add(time.Duration(i-20_000)*time.Second), i) + "\n")
+	}
+	s.append("new", b.String()).rename("new", "mail.log").step()
+	if n := len(s.got); n < 1800 || n > 4000 || s.got[n-1] != logged(now.Add(-time.Second), 19_999) {
+		t.Errorf("%d lines read, want those of the last half hour and few more", n)
+	}
+}

@@ -77,13 +77,18 @@ func (n *notes) report(s relay.SourceState) {
 	n.states = append(n.states, s)
 }
 
-func (n *notes) last() relay.SourceState {
+func (n *notes) reported() []relay.SourceState {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.states) == 0 {
+	return slices.Clone(n.states)
+}
+
+func (n *notes) last() relay.SourceState {
+	all := n.reported()
+	if len(all) == 0 {
 		return relay.SourceState{}
 	}
-	return n.states[len(n.states)-1]
+	return all[len(all)-1]
 }
 
 // play runs Watch over records until they are used up.
@@ -142,7 +147,7 @@ func TestWatchHealth(t *testing.T) {
 			{Kind: Down, Err: errors.New("on fire")}, {Kind: Down, Err: errors.New("on fire")}, text(logged(start, 3)), {Kind: CaughtUp},
 		}}, func(n *notes) {
 			var statuses []string
-			for _, s := range n.states {
+			for _, s := range n.reported() {
 				statuses = append(statuses, s.Status.String()+" "+s.Error)
 			}
 			if want := []string{"starting ", "up ", "down on fire", "up "}; !slices.Equal(statuses, want) {
@@ -156,11 +161,11 @@ func TestWatchHealth(t *testing.T) {
 			if s.LastLogin = s.LastLogin.In(start.Location()); s != want {
 				t.Errorf("health is\n%+v, want\n%+v", s, want)
 			}
-			reports := len(n.states)
+			reports := len(n.reported())
 			time.Sleep(time.Hour)
 			synctest.Wait()
-			if len(n.states) != reports {
-				t.Errorf("%d reports while nothing happened", len(n.states)-reports)
+			if now := len(n.reported()); now != reports {
+				t.Errorf("%d reports while nothing happened", now-reports)
 			}
 		})
 	})
@@ -173,8 +178,8 @@ func TestWatchReportsAtMostEachSecond(t *testing.T) {
 			records = append(records, text(logged(time.Now(), i)), Record{Kind: CaughtUp})
 		}
 		n := play(t, &script{records: records}, func(*notes) { time.Sleep(time.Minute) })
-		if len(n.states) != 3 {
-			t.Errorf("%d reports, want starting, up and the counts", len(n.states))
+		if got := len(n.reported()); got != 3 {
+			t.Errorf("%d reports, want starting, up and the counts", got)
 		}
 		if n.last().Logins != 10_000 {
 			t.Errorf("%d logins reported, want 10000", n.last().Logins)
@@ -369,4 +374,18 @@ func wait(t testing.TB, for_ func() bool) {
 			t.Fatal("waited ten seconds in vain")
 		}
 	}
+}
+
+func TestWatchTellsHowFarBehindALongReadingIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old := logged(time.Now().Add(-10*time.Minute), 1)
+		src := &script{records: slices.Repeat([]Record{text(old)}, flushEvery)}
+		play(t, src, func(n *notes) {
+			time.Sleep(reportEvery)
+			synctest.Wait()
+			if s := n.last(); s.Status != relay.SourceStarting || s.Lag < 10*time.Minute || s.Lag > 11*time.Minute || s.Lines != flushEvery {
+				t.Errorf("health is %+v, want starting, ten minutes behind", s)
+			}
+		})
+	})
 }
