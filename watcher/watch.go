@@ -23,13 +23,15 @@ type Ledger interface {
 
 // Options are what Watch needs beside the source.
 type Options struct {
-	Format   string                  // the format's name, for events
-	Parser   format.Parser           // of this source alone
-	TimeZone *time.Location          // of stamps that name none; nil is the machine's
-	From     relay.Position          // where an earlier reading got to; zero: none
-	Since    time.Time               // without a place to go on from: how far back lines matter
-	Ledger   Ledger                  //
-	Report   func(relay.SourceState) // health, at each change of status and else at most each second; nil: nobody asks
+	Format   string         // the format's name, for events
+	Parser   format.Parser  // of this source alone
+	TimeZone *time.Location // of stamps that name none; nil is the machine's
+	From     relay.Position // where an earlier reading got to; zero: none
+	Since    time.Time      // without a place to go on from: how far back lines matter
+	Ledger   Ledger         //
+	// Report is told of health at each change of status, else at most each
+	// second. One call ends before the next begins, and reading waits for it.
+	Report   func(relay.SourceState) // nil: nobody asks
 	Unparsed func(line []byte)       // a line that looks like a login and is none; nil: nobody asks
 }
 
