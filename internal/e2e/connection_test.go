@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -127,5 +128,73 @@ func TestNothingTheClientSentComesBackInTheReply(t *testing.T) {
 				t.Errorf("%v, want 550 ... %s", r, want)
 			}
 		}
+	})
+}
+
+// Answers must not get mixed up between connections, nor one client's grant
+// reach another.
+func TestManyConnectionsAtOnceEachGetTheirOwnVerdict(t *testing.T) {
+	onBoth(t, setup{}, func(t *testing.T, s *site) {
+		const clients, messages = 24, 8
+		var want []string
+		t.Run("clients", func(t *testing.T) {
+			for i := range clients {
+				from := fmt.Sprintf("198.51.100.%d", 1+i)
+				granted := i%2 == 0
+				if granted {
+					s.login(t, from)
+				}
+				for n := range messages {
+					if granted {
+						want = append(want, fmt.Sprintf("%s message %d", from, n))
+					}
+				}
+				t.Run(from, func(t *testing.T) {
+					t.Parallel() // with the clients only: this host has no other test
+					c := s.SMTP(t, from)
+					for n := range messages {
+						subject := fmt.Sprintf("%s message %d", from, n)
+						replies := c.Send(subject, "bob@local.test", "x@remote.test")
+						if !replies[0].Is(2) || replies[1].Is(2) != granted {
+							t.Errorf("%s, granted %v: %v", subject, granted, replies)
+						}
+					}
+				})
+			}
+		})
+		s.onlySubjects(t, want...)
+		if got := len(s.Local.Messages()); got != clients*messages {
+			t.Errorf("%d local messages arrived, want %d", got, clients*messages)
+		}
+	})
+}
+
+// A proxy tells Postfix whom it speaks for. The client counts, not the proxy,
+// trusted though it is.
+func TestAClientBehindAProxyIsJudgedByItsOwnAddress(t *testing.T) {
+	set := setup{
+		config:  []string{"trusted_networks: [192.0.2.0/24]"},
+		postfix: lab.PostfixOptions{Main: []string{"smtpd_authorized_xclient_hosts = 192.0.2.0/24"}},
+	}
+	on(t, "postfix", set, func(t *testing.T, s *site) {
+		s.login(t, alice)
+		s.login(t, alice6)
+		const proxy = "192.0.2.50"
+		for _, tt := range []struct {
+			addr    string
+			granted bool
+		}{{alice, true}, {mallet, false}, {"IPV6:" + alice6, true}, {"IPV6:" + mall6, false}} {
+			c := s.SMTP(t, proxy)
+			c.Must(2, "XCLIENT ADDR="+tt.addr+" NAME=[UNAVAILABLE]")
+			c.Must(2, "EHLO client.test")
+			if tt.granted {
+				s.relays(t, c, "behind the proxy "+tt.addr)
+			} else {
+				refused(t, c, "behind the proxy "+tt.addr)
+			}
+		}
+		s.SMTP(t, mallet).Must(5, "XCLIENT ADDR="+alice)
+		s.relays(t, s.SMTP(t, proxy), "the proxy itself")
+		s.onlySubjects(t, "behind the proxy "+alice, "behind the proxy IPV6:"+alice6, "the proxy itself")
 	})
 }

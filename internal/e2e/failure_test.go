@@ -43,6 +43,32 @@ func TestADaemonKilledInsideATransactionDefersMail(t *testing.T) {
 	})
 }
 
+// A daemon that hangs is not there either, and comes back without a trace.
+func TestADaemonThatHangsDefersMail(t *testing.T) {
+	set := setup{
+		postfix:  lab.PostfixOptions{Main: []string{"milter_connect_timeout = 1s", "milter_command_timeout = 1s"}},
+		sendmail: lab.SendmailOptions{Equates: "F=T, T=C:1s;S:1s;R:1s;E:5s"},
+	}
+	onBoth(t, set, func(t *testing.T, s *site) {
+		s.login(t, alice)
+		granted, stranger := s.SMTP(t, alice), s.SMTP(t, mallet)
+		granted.Must(2, "MAIL FROM:<sender@client.test>")
+		stranger.Must(2, "MAIL FROM:<sender@client.test>")
+		s.popgate.Freeze(t)
+		for _, c := range []*lab.Client{granted, stranger} {
+			if r := c.Cmd("RCPT TO:<x@remote.test>"); !r.Is(4) {
+				t.Errorf("popgate hangs: %v, want 4xx", r)
+			}
+			c.Close()
+		}
+		deferred(t, s.SMTP(t, alice), "popgate hangs, new connection")
+		s.popgate.Thaw(t)
+		s.relays(t, s.SMTP(t, alice), "popgate goes on")
+		refused(t, s.SMTP(t, mallet), "popgate goes on, stranger")
+		s.onlySubjects(t, "popgate goes on")
+	})
+}
+
 func TestAGrantSurvivesRestartAndKill9(t *testing.T) {
 	onBoth(t, setup{}, func(t *testing.T, s *site) {
 		s.login(t, alice)

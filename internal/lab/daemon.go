@@ -55,7 +55,16 @@ func (d *Daemon) Configure(t testing.TB, config string) {
 // Start starts popgate again after Stop or Kill.
 func (d *Daemon) Start(t testing.TB) {
 	t.Helper()
-	d.Program = d.host.startAs(t, popgateUser, daemonPath, "serve", "-c", ConfigFile)
+	p := d.host.startAs(t, popgateUser, daemonPath, "serve", "-c", ConfigFile)
+	d.Program = p
+	t.Cleanup(func() {
+		// It serves on after some panics, and after every race.
+		for _, word := range []string{"panic", "DATA RACE"} {
+			if strings.Contains(p.Output.String(), word) {
+				t.Errorf("popgate's log tells of a %s", word)
+			}
+		}
+	})
 	if !d.Output.waits(0, "ready", d.gone) {
 		t.Fatalf("popgate did not say ready: %s", d.Output)
 	}

@@ -1,8 +1,11 @@
 package lab
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -49,6 +52,31 @@ func (p *Program) Signal(t testing.TB, s os.Signal) {
 	if err := p.cmd.Process.Signal(s); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Freeze stops the server's every thread where it is, so that it neither
+// answers nor hangs up, until Thaw.
+func (p *Program) Freeze(t testing.TB) {
+	t.Helper()
+	p.Signal(t, syscall.SIGSTOP)
+	threads := fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid)
+	Until(t, p.cmd.Path+" stands still", func() bool {
+		stats, _ := filepath.Glob(threads)
+		for _, stat := range stats {
+			// "pid (name) state ...", and the name may hold anything.
+			text, err := os.ReadFile(stat)
+			if i := bytes.LastIndexByte(text, ')'); err == nil && !bytes.HasPrefix(text[i+1:], []byte(" T")) {
+				return false
+			}
+		}
+		return len(stats) > 0
+	})
+}
+
+// Thaw lets a frozen server go on.
+func (p *Program) Thaw(t testing.TB) {
+	t.Helper()
+	p.Signal(t, syscall.SIGCONT)
 }
 
 // Stop asks the server to end and waits until it has.

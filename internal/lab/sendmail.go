@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -14,6 +15,7 @@ import (
 // SendmailOptions say how the host's sendmail differs from the usual one.
 type SendmailOptions struct {
 	Milter      string            // the milter's socket, as local:/path or inet:port@host; empty: no milter, and no promiscuous_relay either
+	Equates     string            // of the milter; empty: F=T and generous timeouts
 	VirtUser    []string          // lines added to the virtusertable, key and value separated by a tab
 	VirtDomains []string          // further domains of the virtusertable
 	MailerTable []string          // lines of the mailertable
@@ -145,7 +147,8 @@ func (s *Sendmail) m4(o SendmailOptions) string {
 	fmt.Fprintf(&b, "VIRTUSER_DOMAIN(`%s')dnl\n", strings.Join(append([]string{"virtual.test"}, o.VirtDomains...), " "))
 	if o.Milter != "" {
 		b.WriteString("FEATURE(`promiscuous_relay')dnl\n")
-		fmt.Fprintf(&b, "INPUT_MAIL_FILTER(`popgate', `S=%s, F=T, T=C:10s;S:10s;R:10s;E:30s')dnl\n", o.Milter)
+		equates := cmp.Or(o.Equates, "F=T, T=C:10s;S:10s;R:10s;E:30s")
+		fmt.Fprintf(&b, "INPUT_MAIL_FILTER(`popgate', `S=%s, %s')dnl\n", o.Milter, equates)
 	}
 	if o.Auth {
 		b.WriteString("define(`confAUTH_MECHANISMS', `PLAIN LOGIN')dnl\nTRUST_AUTH_MECH(`PLAIN LOGIN')dnl\n")
