@@ -56,7 +56,7 @@ func newCheck(e *env, g *global) *cobra.Command {
 				k.warn("configuration", w.String())
 			}
 			k.times(cfg)
-			if err := k.sources(cfg); err != nil {
+			if err := k.sources(g.config, cfg); err != nil {
 				return failWith(exitConfig, err)
 			}
 			k.domains(c.Context(), cfg)
@@ -94,8 +94,8 @@ func (k *checker) times(cfg *config.Config) {
 	}
 }
 
-func (k *checker) sources(cfg *config.Config) error {
-	plans, err := planSources(cfg)
+func (k *checker) sources(file string, cfg *config.Config) error {
+	plans, err := planSources(file, cfg)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*d
 	d.config.Store(cfg)
 	d.own.read()
 
-	plans, err := planSources(cfg)
+	plans, err := planSources(path, cfg)
 	if err != nil {
 		return nil, failWith(exitConfig, err)
 	}

@@ -46,7 +46,7 @@ func (d *daemon) swap(ctx context.Context) ([]string, error) {
 	if keys := config.Diff(before, cfg); len(keys) > 0 {
 		return nil, fmt.Errorf("%s can't change while popgate runs; restart it, or take the change back", strings.Join(keys, ", "))
 	}
-	plans, err := planSources(cfg)
+	plans, err := planSources(d.path, cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -38,13 +38,13 @@ func newSites(ctx context.Context, cfg *config.Config, log *slog.Logger) (*sites
 // under which the MTA would be an open relay.
 func (s *sites) load(ctx context.Context, cfg *config.Config, before *domains.Set) (*domains.Set, error) {
 	set := domains.New(domains.Options{
-		Written: cfg.LocalDomains, Files: cfg.LocalDomainFiles, From: cfg.LocalDomainsFrom, Before: before,
+		Written: cfg.LocalDomains, Files: cfg.LocalDomainFiles, From: cfg.LocalDomainsFrom, MTA: cfg.MTA, Before: before,
 		Log: s.log, OnChange: func(*relay.Domains) { s.changed() },
 	})
 	if err := set.Load(ctx); err != nil {
 		return nil, fmt.Errorf("local domains: %w", err)
 	}
-	if err := s.refuseDanger(ctx, cfg, set.Current()); err != nil {
+	if err := s.refuseDanger(ctx, cfg, set); err != nil {
 		return nil, err
 	}
 	return set, nil
@@ -55,7 +55,7 @@ const mainCF = "/etc/postfix/main.cf"
 // refuseDanger refuses to run beside a Postfix that would be an open relay by
 // its configuration: one that sends strangers' recipients through a transport
 // that local_mailers takes for a local one.
-func (s *sites) refuseDanger(ctx context.Context, cfg *config.Config, own *relay.Domains) error {
+func (s *sites) refuseDanger(ctx context.Context, cfg *config.Config, own domains.Owner) error {
 	if cfg.MTA == relay.Sendmail || cfg.LocalDomainsFrom == domains.FromSendmail {
 		return nil
 	}

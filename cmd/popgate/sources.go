@@ -25,25 +25,30 @@ type plan struct {
 	parser format.Parser
 }
 
-// planSources makes every source's reader and parser.
-func planSources(cfg *config.Config) ([]plan, error) {
+// planSources makes every source's reader and parser. Its errors name the
+// configuration file and the line.
+func planSources(file string, cfg *config.Config) ([]plan, error) {
 	plans := make([]plan, 0, len(cfg.Sources))
-	for _, s := range cfg.Sources {
+	for i, s := range cfg.Sources {
+		refuse := func(line int, text string) error {
+			return config.Error{File: file, Line: line, Key: fmt.Sprintf("sources[%d]", i), Text: text}
+		}
 		p := plan{config: s}
 		if s.Kind != config.KindFile {
-			return nil, fmt.Errorf("source %s: this release of popgate reads files only; write `file: /var/log/mail.log` (or wherever the POP/IMAP server logs) in sources", s.Name)
+			return nil, refuse(s.Line, "this release of popgate reads files only; write `file: /var/log/mail.log`, or wherever the POP/IMAP server logs")
 		}
 		p.source = named{watcher.NewFile(s.Path, s.Location), s.Name}
-		i := slices.IndexFunc(cfg.Formats, func(f config.Format) bool { return f.Name == s.Format })
+		line := s.Line
 		var err error
-		if i >= 0 {
-			p.custom = &cfg.Formats[i]
+		if j := slices.IndexFunc(cfg.Formats, func(f config.Format) bool { return f.Name == s.Format }); j >= 0 {
+			p.custom = &cfg.Formats[j]
+			line = p.custom.Line
 			p.parser, err = customParser(p.custom)
 		} else {
 			p.parser, err = format.New(s.Format)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("source %s: %w", s.Name, err)
+			return nil, refuse(line, err.Error())
 		}
 		plans = append(plans, p)
 	}

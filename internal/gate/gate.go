@@ -25,7 +25,7 @@ type Store interface {
 // Ledger says what look-up can't: whether a grant is still allowed, and
 // whether new ones had to be turned away.
 type Ledger interface {
-	Allows(*relay.Rules, *relay.Grant, netip.Addr) bool
+	Allows(*relay.Rules, relay.Grant, netip.Addr) bool
 	Full(relay.Now) bool
 }
 
@@ -169,7 +169,7 @@ func (g *Gate) explain(ctx context.Context, q *relay.Query) Explanation {
 func (g *Gate) lookup(r *relay.Rules, f *relay.Facts) {
 	grant, err := g.store.Lookup(relay.KeyOf(f.Client, r.IPv6Prefix))
 	f.Grant = grant
-	f.Allowed = grant.Prefix != 0 && g.ledger.Allows(r, &grant, f.Client)
+	f.Allowed = grant.Prefix != 0 && g.ledger.Allows(r, grant, f.Client)
 	switch {
 	case err != nil:
 		f.Blind = relay.ReasonStoreError
@@ -182,29 +182,33 @@ func (g *Gate) lookup(r *relay.Rules, f *relay.Facts) {
 	}
 }
 
-// whose asks the rules, and then the tables that can only be asked.
+// whose asks the rules, and then the tables that can only be asked: first for
+// the domain the MTA sends the recipient to, then for the one it was written
+// with. An address that began as ours is never refused for good.
 func (g *Gate) whose(ctx context.Context, r *relay.Rules, q *relay.Query) relay.Recipient {
 	res := relay.Resolution{MTA: r.Kind(q.Version), Mailer: q.Mailer, Host: q.Host, Addr: q.Addr}
 	whose := r.Whose(q.Rcpt, &res)
 	if whose == relay.Local || g.domains == nil {
 		return whose
 	}
-	address := q.Rcpt
-	if q.Addr != "" {
-		address = q.Addr
+	address := q.Addr
+	if q.Mailer == "" {
+		address = q.Rcpt
 	}
-	domain, ok := relay.Strict(address)
-	if !ok {
-		return whose
+	domain, strict := relay.Strict(address)
+	if strict {
+		switch g.domains.Ask(ctx, domain) {
+		case relay.DomainFound, relay.DomainWritten:
+			return relay.Local
+		case relay.DomainUnsure, relay.DomainVanished:
+			return relay.Unsure
+		}
 	}
-	switch g.domains.Ask(ctx, domain) {
-	case relay.DomainFound, relay.DomainWritten:
-		return relay.Local
-	case relay.DomainUnsure, relay.DomainVanished:
+	if raw := relay.LastDomain(q.Rcpt); whose == relay.Foreign && !(strict && raw == domain) &&
+		g.domains.Ask(ctx, raw) != relay.DomainOther {
 		return relay.Unsure
-	default:
-		return whose
 	}
+	return whose
 }
 
 // SawUnknownMTA says whether an MTA has asked whose kind is unknown, so that

@@ -401,11 +401,11 @@ func (l *Ledger) lastCovered(r relay.Revocation) time.Time {
 // Allows says whether a grant may be used by this client now: the never-grant
 // rules still hold for the full address and no revocation covers it. It takes
 // no lock and serves the look-up.
-func (l *Ledger) Allows(r *relay.Rules, g *relay.Grant, client netip.Addr) bool {
+func (l *Ledger) Allows(r *relay.Rules, g relay.Grant, client netip.Addr) bool {
 	if !g.Forced && !r.MayHold(client, l.own) {
 		return false
 	}
-	return !l.revocations.covers(g)
+	return !l.revocations.covers(&g)
 }
 
 // SetRules swaps the rules and purges the grants that the new ones would not

@@ -75,7 +75,7 @@ func (b *bench) pair() {
 
 func (b *bench) live(client netip.Addr) bool {
 	g, ok := b.store.Get(relay.KeyOf(client, b.rules.IPv6Prefix))
-	return ok && g.Covers(client) && g.Live(b.now) && b.Allows(b.rules, &g, client)
+	return ok && g.Covers(client) && g.Live(b.now) && b.Allows(b.rules, g, client)
 }
 
 func (b *bench) wantLive(client netip.Addr, want bool, what string) {

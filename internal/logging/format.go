@@ -60,7 +60,7 @@ func plain(s string) bool {
 	for i := 0; i < len(s); {
 		c := s[i]
 		if c < utf8.RuneSelf {
-			if c <= ' ' || c == '"' || c == '=' || c == 0x7f || c == '\\' {
+			if c <= ' ' || c == '"' || c == '=' || c == 0x7f {
 				return false
 			}
 			i++

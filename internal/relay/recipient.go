@@ -158,11 +158,11 @@ func unrouted(local string) bool {
 	return local != ""
 }
 
-// lastDomain gives what stands after the last @, whether or not the address
+// LastDomain gives what stands after the last @, whether or not the address
 // is strict; empty if there is none. It proves nothing: it serves only to
 // notice that an address might be this site's own, so that it is not refused
 // for good.
-func lastDomain(address string) string {
+func LastDomain(address string) string {
 	return strings.TrimRight(address[strings.LastIndexByte(address, '@')+1:], ".")
 }
 
@@ -217,7 +217,7 @@ func (r *Rules) Whose(rcpt string, res *Resolution) Recipient {
 	}
 	// No macros: only the raw recipient is known. One that has no domain, or
 	// ends in one of ours without being strict, may be meant for this host.
-	domain := lastDomain(rcpt)
+	domain := LastDomain(rcpt)
 	if strings.IndexByte(rcpt, '@') < 0 || r.Domains.Match(domain) != DomainOther {
 		return Unsure
 	}
