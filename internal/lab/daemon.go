@@ -65,7 +65,7 @@ func (d *Daemon) Start(t testing.TB) {
 			}
 		}
 	})
-	if !d.Output.waits(0, "ready", d.gone) {
+	if !d.Output.waits("msg=ready", d.gone) {
 		t.Fatalf("popgate did not say ready: %s", d.Output)
 	}
 }

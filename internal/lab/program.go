@@ -108,11 +108,3 @@ func (p *Program) Running() bool {
 		return true
 	}
 }
-
-// ExitCode gives how an ended server ended; -1 for one that runs or was killed.
-func (p *Program) ExitCode() int {
-	if p.Running() {
-		return -1
-	}
-	return p.cmd.ProcessState.ExitCode()
-}

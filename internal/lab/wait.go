@@ -49,31 +49,14 @@ func (l *Log) String() string {
 	return l.text.String()
 }
 
-// Mark gives the place up to which has been written, for WaitAfter.
-func (l *Log) Mark() int { return len(l.String()) }
-
-// Wait waits until the log contains a text.
-func (l *Log) Wait(t testing.TB, text string) {
-	t.Helper()
-	l.WaitAfter(t, 0, text)
-}
-
-// WaitAfter waits until a text has been written after a mark.
-func (l *Log) WaitAfter(t testing.TB, mark int, text string) {
-	t.Helper()
-	if !l.waits(mark, text, nil) {
-		t.Fatalf("gave up after %v waiting for %q in a log", patience, text)
-	}
-}
-
-// waits reports whether the text came before patience ended, or before the
+// waits reports whether a text came before patience ended, or before the
 // writer was gone.
-func (l *Log) waits(mark int, text string, gone <-chan struct{}) bool {
+func (l *Log) waits(text string, gone <-chan struct{}) bool {
 	end := time.NewTimer(patience)
 	defer end.Stop()
 	for {
 		l.mu.Lock()
-		found, more := strings.Contains(l.text.String()[mark:], text), l.more
+		found, more := strings.Contains(l.text.String(), text), l.more
 		l.mu.Unlock()
 		if found {
 			return true
@@ -81,7 +64,7 @@ func (l *Log) waits(mark int, text string, gone <-chan struct{}) bool {
 		select {
 		case <-more:
 		case <-gone:
-			return strings.Contains(l.String()[mark:], text)
+			return strings.Contains(l.String(), text)
 		case <-end.C:
 			return false
 		}
