@@ -117,7 +117,7 @@ func (w *watch) line(r *Record) {
 		w.flush()
 		w.health.behind(w.lag(r))
 	}
-	if !format.Split(r.Text, &w.message) {
+	if !format.MayMatter(w.Parser, r.Text) || !format.Split(r.Text, &w.message) {
 		return
 	}
 	ev, result := w.Parser.Parse(&w.message)
@@ -138,7 +138,10 @@ func (w *watch) line(r *Record) {
 
 // event hands one event over.
 func (w *watch) event(ev relay.Event, r *Record) {
-	ev.Source, ev.Format = w.name, w.Format
+	ev.Source, ev.Live = w.name, r.Live
+	if ev.Format == "" { // auto tells what it found
+		ev.Format = w.Format
+	}
 	w.Ledger.Event(ev, r.Arrived)
 	if ev.Kind == relay.Login {
 		w.health.change(func(s *relay.SourceState) {

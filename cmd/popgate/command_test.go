@@ -252,7 +252,9 @@ func TestReloadKeepsUnchangedSourcesAndSwapsOthers(t *testing.T) {
 	s.write("milter.yaml", both)
 	s.must("reload")
 	s.until("both are up", func() bool { return strings.Count(s.must("status", "--json"), `"state":"up"`) == 2 })
-	s.until("the log tells of the second", func() bool { return strings.Contains(s.log.String(), "msg=\"source up\" source=file:"+s.dir+"/second.log") })
+	s.until("the log tells of the second", func() bool {
+		return strings.Contains(s.log.String(), "msg=\"source up\" source=file:"+s.dir+"/second.log")
+	})
 	if n := strings.Count(s.log.String(), "msg=\"source up\" source=file:"+s.dir+"/mail.log"); n != 1 {
 		t.Errorf("the unchanged source came up %d times", n)
 	}

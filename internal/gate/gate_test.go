@@ -171,13 +171,13 @@ func TestWaitEndsAfterItsTime(t *testing.T) {
 	})
 }
 
-func TestWaitGivesUpWithTheConnection(t *testing.T) {
+func TestWaitCutShortIsNeverARefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _, _ := setup()
 		ctx, stop := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		defer stop()
 		start := time.Now()
-		g.Judge(ctx, foreign(eve, &relay.Waits{}))
+		want(t, "cut short", g.Judge(ctx, foreign(eve, &relay.Waits{})), relay.Defer, relay.ReasonBusy)
 		if d := time.Since(start); d != 30*time.Millisecond {
 			t.Errorf("waited %v after the connection had gone", d)
 		}

@@ -66,6 +66,8 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 			continue
 		case <-timer.C:
 		case <-ctx.Done():
+			// The wait was cut short, so nobody knows what it would have brought.
+			f.Busy = true
 		}
 		f.Now = g.now()
 		g.lookup(r, f)
