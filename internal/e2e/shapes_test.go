@@ -136,6 +136,54 @@ func TestNoPostfixTransportSettingOpensTheGate(t *testing.T) {
 	}
 }
 
+// The same for sendmail.
+func TestNoSendmailSettingOpensTheGate(t *testing.T) {
+	// A mailer whose mail stays inside: the hub is another host of the site's.
+	const inside = "define(`SMTP8_MAILER_ARGS', `TCP [127.0.0.1] 2526')dnl"
+	fromSendmail := []string{"local_domains: []", "local_domains_from: sendmail"}
+	for name, tt := range map[string]struct {
+		sendmail lab.SendmailOptions
+		config   []string
+		local    []string // further recipients that are the site's own
+		leaves   []string // those of them that are delivered elsewhere
+	}{
+		"unchanged":                         {},
+		"domains read from sendmail itself": {config: fromSendmail},
+		"relay domains read from sendmail": {config: fromSendmail, sendmail: lab.SendmailOptions{M4: []string{"RELAY_DOMAIN(`backup.test')dnl"}},
+			local: []string{"u@backup.test"}, leaves: []string{"u@backup.test"}},
+		"no smart host": {sendmail: lab.SendmailOptions{M4: []string{"undefine(`SMART_HOST')dnl"},
+			MailerTable: []string{"remote.test\tesmtp:[127.0.0.1]", ".test\tsmtp:[127.0.0.1]"}}},
+		"smart host by esmtp":     {sendmail: lab.SendmailOptions{M4: []string{"define(`SMART_HOST', `esmtp:[127.0.0.1]')dnl"}}},
+		"users on a mail hub":     {sendmail: lab.SendmailOptions{M4: []string{inside, "define(`MAIL_HUB', `smtp8:[127.0.0.1]')dnl"}}},
+		"unknown users elsewhere": {sendmail: lab.SendmailOptions{M4: []string{inside, "define(`LUSER_RELAY', `smtp8:[127.0.0.1]')dnl"}}},
+		"addresses completed":     {sendmail: lab.SendmailOptions{M4: []string{"FEATURE(`always_add_domain')dnl", "MASQUERADE_AS(`local.test')dnl"}}},
+		"relaying for local senders": {sendmail: lab.SendmailOptions{M4: []string{"FEATURE(`relay_local_from')dnl", "FEATURE(`relay_entire_domain')dnl",
+			"FEATURE(`loose_relay_check')dnl"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			on(t, "sendmail", setup{sendmail: tt.sendmail, config: tt.config}, func(t *testing.T, s *site) {
+				tryShapes(t, s, mallet, append([]string{`<x%R@backup.test>`, `<"x@R"@backup.test>`, `<R!x@backup.test>`}, relayShapes...), "stranger")
+				c := s.SMTP(t, mallet)
+				c.Must(2, "MAIL FROM:<alice@local.test>") // a sender of ours proves nothing
+				if r := c.Cmd("RCPT TO:<x@remote.test>"); !r.Is(4) && !r.Is(5) {
+					t.Errorf("x@remote.test from alice@local.test: %v, want it refused or deferred", r)
+				}
+				c.Must(2, "RSET")
+				s.onlyRelayed(t)
+
+				for _, rcpt := range append([]string{"bob@local.test", "alice@virtual.test"}, tt.local...) {
+					if r := c.Send("to "+rcpt, rcpt)[0]; !r.Is(2) {
+						t.Errorf("%s: %v, want the site's own mail taken", rcpt, r)
+					}
+				}
+				s.login(t, alice)
+				s.relays(t, s.SMTP(t, alice), "client")
+				s.onlyRelayed(t, append(tt.leaves, "x@remote.test")...)
+			})
+		})
+	}
+}
+
 func TestNoMailertableEntryOpensTheGate(t *testing.T) {
 	set := setup{
 		config: []string{"local_domains: [local.test, virtual.test, gw.test, uucp.test]"},
