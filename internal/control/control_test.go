@@ -1,0 +1,248 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+var bob = relay.Grant{Client: netip.MustParseAddr("198.51.100.7"), Prefix: 32, User: "bob", Service: relay.IMAP, Source: "file:/var/log/mail.log",
+	Format: "dovecot", Session: "abc", Login: time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC), Expires: time.Date(2026, 11, 22, 12, 30, 0, 0, time.UTC)}
+
+// calm is a daemon that says yes and remembers what it was asked.
+type calm struct {
+	grants  []relay.Grant
+	granted GrantRequest
+	revoked RevokeRequest
+	asked   AskRequest
+	fail    error
+}
+
+func (c *calm) Ask(_ context.Context, q AskRequest) (AskAnswer, error) {
+	c.asked = q
+	return AskAnswer{Verdict: "pass", Reason: "grant", Client: q.Client, Rcpt: q.Rcpt, Recipient: "foreign"}, c.fail
+}
+func (c *calm) Grants() []relay.Grant { return c.grants }
+func (c *calm) Show(a netip.Addr) (relay.Grant, bool) {
+	for _, g := range c.grants {
+		if g.Client == a {
+			return g, true
+		}
+	}
+	return relay.Grant{}, false
+}
+func (c *calm) Grant(_ context.Context, q GrantRequest) (relay.Grant, error) {
+	c.granted = q
+	return bob, c.fail
+}
+func (c *calm) Revoke(_ context.Context, q RevokeRequest) ([]relay.Grant, error) {
+	c.revoked = q
+	return c.grants, c.fail
+}
+func (c *calm) Status() Status { return Status{Health: "ok", Version: "x", Grants: len(c.grants)} }
+func (c *calm) Reload(context.Context) ([]string, error) {
+	return []string{"a note"}, c.fail
+}
+
+func serve(t *testing.T, d Daemon, a Access) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	os.Chmod(dir, 0o755)
+	path := filepath.Join(dir, "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(path, 0o666)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, ln, d, a) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+func TestEveryCallArrivesAndIsAnswered(t *testing.T) {
+	d := &calm{grants: []relay.Grant{bob}}
+	c := NewClient(serve(t, d, Access{-1}))
+	ctx := t.Context()
+	var listed []Grant
+	if err := c.List(ctx, func(g Grant) error { listed = append(listed, g); return nil }); err != nil || len(listed) != 1 || listed[0] != FromGrant(bob) {
+		t.Errorf("list: %+v, %v", listed, err)
+	}
+	if g, err := c.Show(ctx, bob.Client); err != nil || g != FromGrant(bob) {
+		t.Errorf("show: %+v, %v", g, err)
+	}
+	if _, err := c.Show(ctx, netip.MustParseAddr("192.0.2.1")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("show of a client without a grant: %v, want ErrNotFound", err)
+	}
+	q := AskRequest{Client: bob.Client, Rcpt: "x@remote.test", Mailer: "smtp", Addr: "x@remote.test", MTA: "postfix", Auth: "bob"}
+	if a, err := c.Ask(ctx, q); err != nil || a.Verdict != "pass" || d.asked != q {
+		t.Errorf("ask: %+v, %v; the daemon was asked %+v", a, err, d.asked)
+	}
+	gr := GrantRequest{Client: bob.Client, TTL: time.Hour, User: "u", Note: "n", Force: true}
+	if _, err := c.Grant(ctx, gr); err != nil || d.granted != gr {
+		t.Errorf("grant: %v; the daemon got %+v", err, d.granted)
+	}
+	rv := RevokeRequest{Network: netip.MustParsePrefix("198.51.100.0/24"), Block: time.Hour}
+	if a, err := c.Revoke(ctx, rv); err != nil || d.revoked != rv || len(a.Revoked) != 1 {
+		t.Errorf("revoke: %+v, %v; the daemon got %+v", a, err, d.revoked)
+	}
+	if s, err := c.Status(ctx); err != nil || s.Health != "ok" || s.Grants != 1 {
+		t.Errorf("status: %+v, %v", s, err)
+	}
+	if a, err := c.Reload(ctx); err != nil || len(a.Notes) != 1 {
+		t.Errorf("reload: %+v, %v", a, err)
+	}
+	d.fail = errors.New("max_grants is reached")
+	if _, err := c.Grant(ctx, gr); !errors.Is(err, ErrRejected) || err.Error() != "max_grants is reached" {
+		t.Errorf("a rejected grant: %v", err)
+	}
+}
+
+func TestNoDaemonIsUnreachable(t *testing.T) {
+	_, err := NewClient(filepath.Join(t.TempDir(), "none")).Status(t.Context())
+	if !errors.Is(err, ErrUnreachable) {
+		t.Errorf("%v, want ErrUnreachable", err)
+	}
+}
+
+func TestWhatTheDaemonDoesNotKnowIsRefused(t *testing.T) {
+	path := serve(t, &calm{}, Access{-1})
+	for _, body := range []string{`{"client":"198.51.100.7","forse":true}`, `{"client":"nobody"}`, `[]`, ``, `{"client":"198.51.100.7"`} {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST /grant HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		var answer strings.Builder
+		buf := make([]byte, 4096)
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		for {
+			n, err := conn.Read(buf)
+			answer.Write(buf[:n])
+			if err != nil {
+				break
+			}
+		}
+		conn.Close()
+		if !strings.HasPrefix(answer.String(), "HTTP/1.0 400") {
+			t.Errorf("%q: %s", body, answer.String())
+		}
+	}
+}
+
+// TestMain lets the test binary be the client of another user.
+func TestMain(m *testing.M) {
+	if path := os.Getenv("CONTROL_AS_OTHER"); path != "" {
+		c := NewClient(path)
+		_, read := c.Status(context.Background())
+		_, write := c.Grant(context.Background(), GrantRequest{Client: bob.Client})
+		json.NewEncoder(os.Stdout).Encode(map[string]bool{"read": read == nil, "write": write == nil})
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func TestOtherUsersMayNothingAndTheGroupMayRead(t *testing.T) {
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root to be another user")
+	}
+	const nobody, group = 65534, 65500
+	for _, tt := range []struct {
+		name        string
+		gid         uint32
+		groups      []uint32
+		access      Access
+		read, write bool
+	}{
+		{"another user, no control_group", nobody, nil, Access{-1}, false, false},
+		{"another user, not in control_group", nobody, nil, Access{group}, false, false},
+		{"a member of control_group", group, nil, Access{group}, true, false},
+		{"group root is not user root", 0, nil, Access{-1}, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := &calm{}
+			path := serve(t, d, tt.access)
+			self := filepath.Join(filepath.Dir(path), "client")
+			binary, err := os.ReadFile("/proc/self/exe")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(self, binary, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(self)
+			cmd.Env = []string{"CONTROL_AS_OTHER=" + path}
+			cmd.Dir = "/"
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: tt.gid, Groups: tt.groups}}
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			var may map[string]bool
+			if err := json.Unmarshal(out, &may); err != nil {
+				t.Fatal(err)
+			}
+			if may["read"] != tt.read || may["write"] != tt.write {
+				t.Errorf("read %v, want %v; write %v, want %v", may["read"], tt.read, may["write"], tt.write)
+			}
+			if d.granted.Client.IsValid() {
+				t.Error("the daemon was reached")
+			}
+		})
+	}
+}
+
+// A client that asks for everything and never reads is cut off; it costs the
+// others nothing meanwhile.
+func TestClientThatNeverReadsHoldsUpNobody(t *testing.T) {
+	many := make([]relay.Grant, 20000)
+	for i := range many {
+		many[i] = bob
+	}
+	path := serve(t, &calm{grants: many}, Access{-1})
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /list HTTP/1.0\r\n\r\n")
+	n := 0
+	if err := NewClient(path).List(t.Context(), func(Grant) error { n++; return nil }); err != nil || n != len(many) {
+		t.Errorf("another client read %d grants, %v", n, err)
+	}
+}
+
+func TestUnknownIsLeftOutOfJSON(t *testing.T) {
+	b, err := json.Marshal(FromGrant(relay.Grant{Client: bob.Client, Prefix: 32, Login: bob.Login, Expires: bob.Expires}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `{"client":"198.51.100.7","prefix":32,"login":"2026-11-22T12:00:00Z","expires":"2026-11-22T12:30:00Z"}`; string(b) != want {
+		t.Errorf("%s, want %s", b, want)
+	}
+}
