@@ -94,7 +94,25 @@ func mounts(tree string) error {
 			return err
 		}
 	}
+	for i, dir := range own {
+		fresh := fmt.Sprintf("%s/own/%d", work, i)
+		if err := errors.Join(os.MkdirAll(fresh, 0o755), os.MkdirAll(dir, 0o755)); err != nil {
+			return err
+		}
+		if err := syscall.Mount(fresh, dir, "", syscall.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
 	return devices()
+}
+
+// own are folders that begin empty, whatever the machine has in them: a mail
+// server of its own, say, or the state of a popgate.
+var own = []string{
+	"/etc/postfix", "/etc/mail", "/etc/dovecot", "/etc/popgate",
+	"/var/lib/postfix", "/var/lib/dovecot", "/var/lib/popgate",
+	"/var/spool/postfix", "/var/spool/mqueue",
+	"/var/log", "/var/mail",
 }
 
 // daemonPath is where the host has popgate.
