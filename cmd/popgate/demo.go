@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	gomilter "github.com/emersion/go-milter"
 	"github.com/spf13/cobra"
 
+	"popgate/contrib"
 	"popgate/internal/control"
 )
 
@@ -111,7 +113,7 @@ func runDemo(ctx context.Context, e *env) (err error) {
 	if d.failed > 0 {
 		return fmt.Errorf("%d of %d answers were not as they should be; the daemon's log:\n%s", d.failed, d.step, daemonLog.String())
 	}
-	fmt.Fprint(e.stdout, demoHowTo)
+	howTo(e.stdout)
 	return nil
 }
 
@@ -331,23 +333,26 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-const demoHowTo = `All answers were as they should be. To do this with a real MTA:
+const (
+	demoPostfix = `All answers were as they should be. To do this with a real MTA:
 
 Postfix, /etc/postfix/main.cf (the relay rule shuts itself when the milter line goes):
 
-    popgate = unix:/popgate/milter.sock
-    smtpd_milters = $popgate
-    milter_default_action = tempfail
-    smtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated,
-      ${{$smtpd_milters|$milter_default_action|$receive_override_options|$smtpd_milter_maps}
-        == {$popgate|tempfail||} ? {check_recipient_access static:OK}}
-      reject_unauth_destination
-
+`
+	demoChroot = `
   The path is below /var/spool/postfix, because Debian's smtpd is chrooted: have popgate listen on
   unix:/var/spool/postfix/popgate/milter.sock with socket_group: postfix.
 
 sendmail, /etc/mail/sendmail.mc (never one line without the other: the second alone is an open relay):
 
-    INPUT_MAIL_FILTER(` + "`popgate', `S=local:/run/popgate/milter.sock, F=T, T=C:10s;S:10s;R:10s;E:30s'" + `)dnl
-    FEATURE(` + "`promiscuous_relay'" + `)dnl
 `
+)
+
+// howTo prints the lines for the MTAs.
+func howTo(w io.Writer) {
+	fmt.Fprint(w, demoPostfix, indent(contrib.PostfixMilter), demoChroot, indent(contrib.SendmailMilter))
+}
+
+func indent(text string) string {
+	return "    " + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n    ") + "\n"
+}
