@@ -89,7 +89,7 @@ type sources struct {
 	mu        sync.Mutex
 	ctx       context.Context
 	running   map[string]*runningSource
-	positions map[string]relay.Position // where each source got to
+	positions map[string]relay.Position // where each source got to before the start
 }
 
 type runningSource struct {
@@ -176,8 +176,11 @@ func (s *sources) swap(plans []plan) {
 		names = append(names, n)
 	}
 	s.d.gate.Sources(names)
-	for _, r := range next {
+	for name, r := range next {
 		if r.done == nil {
+			// What was read in another way, or not at all, is read again: one
+			// ttl of it, which does no harm.
+			delete(s.positions, name)
 			s.launch(r)
 		}
 	}
