@@ -47,7 +47,7 @@ func TestADaemonKilledInsideATransactionDefersMail(t *testing.T) {
 func TestADaemonThatHangsDefersMail(t *testing.T) {
 	set := setup{
 		postfix:  lab.PostfixOptions{Main: []string{"milter_connect_timeout = 1s", "milter_command_timeout = 1s"}},
-		sendmail: lab.SendmailOptions{Equates: "F=T, T=C:1s;S:1s;R:1s;E:5s"},
+		sendmail: lab.SendmailOptions{Timeouts: "T=C:1s;S:1s;R:1s;E:5s"},
 	}
 	onBoth(t, set, func(t *testing.T, s *site) {
 		s.login(t, alice)
@@ -186,5 +186,38 @@ func TestReloadKeepsTheGateOpenAndABrokenFileChangesNothing(t *testing.T) {
 		s.relays(t, s.SMTP(t, mallet), "trusted since the reload")
 		s.relays(t, s.SMTP(t, alice), "granted before the reload")
 		s.onlySubjects(t, "broken file", "trusted since the reload", "granted before the reload")
+	})
+}
+
+// Domains come and go in Postfix's configuration without a word to popgate. In
+// between it may not know, but it must not refuse for good.
+func TestADomainThatIsNewOrGoneIsNeverRefused(t *testing.T) {
+	set := setup{postfix: lab.PostfixOptions{Main: []string{"relay_domains = gone.test"}}}
+	on(t, "postfix", set, func(t *testing.T, s *site) {
+		if r := s.SMTP(t, mallet).Send("before", "u@gone.test")[0]; !r.Is(2) {
+			t.Fatalf("u@gone.test: %v, want it taken", r)
+		}
+		s.postfix.Configure(t, lab.PostfixOptions{Milter: true, Main: []string{"relay_domains = new.test"}})
+		s.popgate.Must(t, "reload")
+		c := s.SMTP(t, mallet)
+		lab.Until(t, "popgate knows the new domain", func() bool {
+			for _, rcpt := range []string{"u@gone.test", "u@new.test"} {
+				c.Must(2, "MAIL FROM:<sender@client.test>")
+				r := c.Cmd("RCPT TO:<" + rcpt + ">")
+				c.Must(2, "RSET")
+				if r.Is(5) {
+					t.Fatalf("%s: %v, want it taken or deferred", rcpt, r)
+				}
+				if rcpt == "u@new.test" {
+					return r.Is(2)
+				}
+			}
+			return false
+		})
+		if r := c.Send("gone", "u@gone.test")[0]; !r.Is(4) {
+			t.Errorf("u@gone.test: %v, want it deferred", r)
+		}
+		refused(t, c, "a stranger all the while")
+		s.onlySubjects(t, "before")
 	})
 }

@@ -19,7 +19,7 @@ func TestServeRefusesAPostfixThatIsAnOpenRelayByConfiguration(t *testing.T) {
 			on(t, "postfix", setup{}, func(t *testing.T, s *site) {
 				s.popgate.Must(t, "check") // well so far
 				s.popgate.Stop(t)
-				s.postfix.Configure(t, lab.PostfixOptions{Milter: lab.PostfixMilter, Main: main,
+				s.postfix.Configure(t, lab.PostfixOptions{Milter: true, Main: main,
 					Files: map[string]string{"open": "@client.test local:\n* local:\n"}})
 				setting, _, _ := strings.Cut(main[0], " ")
 				if out, code := s.popgate.Run(t, "check"); code == 0 || !strings.Contains(out, setting) {

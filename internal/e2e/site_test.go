@@ -64,14 +64,10 @@ func on(t *testing.T, mta string, set setup, test func(t *testing.T, s *site)) {
 		s.dovecot = h.Dovecot(t, set.dovecot)
 		switch mta {
 		case "postfix":
-			if set.postfix.Milter == "" {
-				set.postfix.Milter = lab.PostfixMilter
-			}
+			set.postfix.Milter = true
 			s.postfix = h.Postfix(t, set.postfix)
 		case "sendmail":
-			if set.sendmail.Milter == "" {
-				set.sendmail.Milter = lab.SendmailMilter
-			}
+			set.sendmail.Milter = true
 			s.sendmail = h.Sendmail(t, set.sendmail)
 		}
 		s.popgate = h.Popgate(t, s.config())

@@ -44,18 +44,10 @@ type mta struct {
 
 var mtas = map[string]mta{
 	"postfix": {PostfixSocket, func(t *testing.T, h *Host, milter bool) interface{ Drain(testing.TB) } {
-		o := PostfixOptions{Auth: true, TLS: true}
-		if milter {
-			o.Milter = PostfixMilter
-		}
-		return h.Postfix(t, o)
+		return h.Postfix(t, PostfixOptions{Auth: true, TLS: true, Milter: milter})
 	}},
 	"sendmail": {SendmailSocket, func(t *testing.T, h *Host, milter bool) interface{ Drain(testing.TB) } {
-		o := SendmailOptions{Auth: true, TLS: true}
-		if milter {
-			o.Milter = SendmailMilter
-		}
-		return h.Sendmail(t, o)
+		return h.Sendmail(t, SendmailOptions{Auth: true, TLS: true, Milter: milter})
 	}},
 }
 

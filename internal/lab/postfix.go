@@ -10,11 +10,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"popgate/contrib"
 )
 
 // PostfixOptions say how the host's Postfix differs from the usual one.
 type PostfixOptions struct {
-	Milter string            // smtpd_milters, seen from the chroot; empty: none, and the relay rule of a site without popgate
+	Milter bool              // with contrib.PostfixMilter; else with the relay rule of a site without popgate
 	Main   []string          // lines at the end of main.cf; the last setting of a name counts
 	Master []string          // lines at the end of master.cf
 	Files  map[string]string // further files in /etc/postfix
@@ -22,12 +24,9 @@ type PostfixOptions struct {
 	TLS    bool              // STARTTLS
 }
 
-// PostfixMilter is where Postfix finds the milter socket that popgate opens as
-// PostfixSocket: Debian's smtpd runs in a chroot.
-const (
-	PostfixMilter = "unix:/popgate/milter.sock"
-	PostfixSocket = "/var/spool/postfix/popgate/milter.sock"
-)
+// PostfixSocket is where Postfix, whose smtpd lives in a chroot on Debian,
+// looks for popgate.
+const PostfixSocket = "/var/spool/postfix/popgate/milter.sock"
 
 // Postfix is the host's Postfix, listening on port 25 of 127.0.0.1 and ::1.
 //
@@ -73,18 +72,6 @@ smtpd_soft_error_limit = 1000
 smtpd_hard_error_limit = 2000
 smtpd_tls_cert_file = /etc/ssl/lab.pem
 smtpd_tls_key_file = /etc/ssl/lab.pem
-`
-
-// postfixRelay is the self-closing rule: remote recipients are let through to
-// the milter only while the settings that make Postfix ask it are intact. The
-// outer test is for a $popgate that is empty or gone: then both sides of the
-// comparison are equal.
-const postfixRelay = `milter_default_action = tempfail
-smtpd_milters = $popgate
-smtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated,
-  ${popgate?{${{$smtpd_milters|$milter_default_action|$receive_override_options|$smtpd_milter_maps}
-    == {$popgate|tempfail||} ? {check_recipient_access static:OK}}}}
-  reject_unauth_destination
 `
 
 const postfixMaster = `127.0.0.1:25 inet n - y - 200 smtpd
@@ -138,8 +125,8 @@ func (p *Postfix) Configure(t testing.TB, o PostfixOptions) {
 	main.WriteString(postfixMain)
 	fmt.Fprintf(&main, "mailbox_transport = smtp:[127.0.0.1]:%s\nrelayhost = [127.0.0.1]:%s\n", p.host.Local.Port(), p.host.Remote.Port())
 	fmt.Fprintf(&main, "virtual_uid_maps = static:%d\nvirtual_gid_maps = static:%d\n", uidVmail, uidVmail)
-	if o.Milter != "" {
-		main.WriteString("popgate = " + o.Milter + "\n" + postfixRelay)
+	if o.Milter {
+		main.WriteString(contrib.PostfixMilter)
 	} else {
 		main.WriteString("smtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination\n")
 	}

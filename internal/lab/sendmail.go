@@ -1,21 +1,23 @@
 package lab
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"popgate/contrib"
 )
 
 // SendmailOptions say how the host's sendmail differs from the usual one.
 type SendmailOptions struct {
-	Milter      string            // the milter's socket, as local:/path or inet:port@host; empty: no milter, and no promiscuous_relay either
-	Equates     string            // of the milter; empty: F=T and generous timeouts
+	Milter      bool              // with contrib.SendmailMilter; else without a milter, and without promiscuous_relay
+	Timeouts    string            // of the milter, in place of contrib's
 	VirtUser    []string          // lines added to the virtusertable, key and value separated by a tab
 	VirtDomains []string          // further domains of the virtusertable
 	MailerTable []string          // lines of the mailertable
@@ -26,12 +28,8 @@ type SendmailOptions struct {
 	TLS         bool              // STARTTLS
 }
 
-// SendmailMilter is where sendmail finds popgate, and SendmailSocket the
-// socket's path.
-const (
-	SendmailMilter = "local:" + SendmailSocket
-	SendmailSocket = "/run/popgate/milter.sock"
-)
+// SendmailSocket is where sendmail looks for popgate.
+const SendmailSocket = "/run/popgate/milter.sock"
 
 // Sendmail is the host's sendmail, listening on port 25 of 127.0.0.1 and ::1.
 //
@@ -145,10 +143,12 @@ func (s *Sendmail) m4(o SendmailOptions) string {
 		fmt.Fprintf(&b, "define(`%s', `%s')dnl\n", name, value)
 	}
 	fmt.Fprintf(&b, "VIRTUSER_DOMAIN(`%s')dnl\n", strings.Join(append([]string{"virtual.test"}, o.VirtDomains...), " "))
-	if o.Milter != "" {
-		b.WriteString("FEATURE(`promiscuous_relay')dnl\n")
-		equates := cmp.Or(o.Equates, "F=T, T=C:10s;S:10s;R:10s;E:30s")
-		fmt.Fprintf(&b, "INPUT_MAIL_FILTER(`popgate', `S=%s, %s')dnl\n", o.Milter, equates)
+	if o.Milter {
+		lines := contrib.SendmailMilter
+		if o.Timeouts != "" {
+			lines = regexp.MustCompile(`T=[^']*'`).ReplaceAllLiteralString(lines, o.Timeouts+"'")
+		}
+		b.WriteString(lines)
 	}
 	if o.Auth {
 		b.WriteString("define(`confAUTH_MECHANISMS', `PLAIN LOGIN')dnl\nTRUST_AUTH_MECH(`PLAIN LOGIN')dnl\n")
