@@ -50,8 +50,10 @@ fuzz:
 		done; \
 	done
 
+# The daemon beside its yardsticks (needs gcc and libmilter-dev), as in
+# docs/performance.md: BENCH='-quick' for a look, '-only rcpt' for one measure.
 bench:
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+	$(GO) run ./contrib/bench $(BENCH)
 
 soak:
 	POPGATE_SOAK=$(SOAK) $(GO) test -timeout 0 -count 1 -v -run 'Soak|Storm|Mutated|Kill' ./...

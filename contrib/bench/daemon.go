@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const configuration = `listen:
+  milter: [unix:%[1]s/milter.sock]
+  control: unix:%[1]s/control.sock
+mta: postfix
+local_domains: [local.test]
+local_domains_from: none
+sources: [{file: %[1]s/mail.log, format: dovecot}]
+state_dir: %[1]s/state
+grant_ttl: 12h
+max_grants: %[2]d
+wait_for_login: %[3]v
+`
+
+// daemon is a popgate whose log is read.
+type daemon struct {
+	*process
+	b       *bench
+	control string
+	log     *logReader
+	ready   time.Duration // from its start
+}
+
+// serve starts the daemon in a directory, with the log and the state that are
+// there, and waits until it says that it is ready.
+func (b *bench) serve(dir string, wait time.Duration) (*daemon, error) {
+	file := filepath.Join(dir, "milter.yaml")
+	text := fmt.Sprintf(configuration, dir, b.grants+1<<20, wait)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(b.ctx, b.popgate, "serve", "-c", file)
+	stderr, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stderr = write
+	d := &daemon{b: b, control: "unix:" + dir + "/control.sock", log: &logReader{ready: make(chan struct{})}}
+	began := time.Now()
+	d.process, err = launch(cmd, dir+"/milter.sock")
+	_ = write.Close()
+	if err != nil {
+		return nil, errors.Join(err, stderr.Close())
+	}
+	go d.log.read(stderr)
+	select {
+	case <-d.log.ready:
+		d.ready = time.Since(began)
+		return d, nil
+	case err := <-d.exited:
+		return nil, fmt.Errorf("popgate serve: %w: %s", err, d.log.lastLine())
+	case <-time.After(2 * time.Minute):
+		_ = d.stop()
+		return nil, fmt.Errorf("popgate serve: not ready after two minutes: %s", d.log.lastLine())
+	}
+}
+
+// logReader reads the daemon's log as a journal would.
+type logReader struct {
+	ready   chan struct{}
+	dropped atomic.Int64 // lines that it was too slow for
+
+	mu   sync.Mutex
+	last string // before the daemon was ready
+}
+
+func (l *logReader) read(from io.ReadCloser) {
+	defer from.Close()
+	in := bufio.NewReaderSize(from, 1<<18)
+	for ready := false; ; {
+		line, err := in.ReadSlice('\n')
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			return
+		}
+		if !ready {
+			l.mu.Lock()
+			l.last = string(line)
+			l.mu.Unlock()
+			if ready = bytes.Contains(line, []byte(" msg=ready ")); ready {
+				close(l.ready)
+			}
+		}
+		if bytes.Contains(line, []byte("log lines dropped")) {
+			_, n, _ := strings.Cut(strings.TrimSpace(string(line)), " lines=")
+			lines, _ := strconv.ParseInt(n, 10, 64)
+			l.dropped.Add(lines)
+		}
+	}
+}
+
+func (l *logReader) lastLine() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.TrimSpace(l.last)
+}
+
+// grants asks the daemon how many it holds.
+func (d *daemon) grants() (int, error) {
+	var status struct {
+		Grants int `json:"grants"`
+	}
+	// It exits with 5 while it is degraded, and has said all the same.
+	out, err := exec.CommandContext(d.b.ctx, d.b.popgate, "status", "--json", "--socket", d.control).Output()
+	if len(out) == 0 {
+		return 0, fmt.Errorf("popgate status: %w", err)
+	}
+	return status.Grants, json.Unmarshal(out, &status)
+}
+
+// holding waits until the daemon holds so many grants and has done all that
+// comes with them.
+func (d *daemon) holding(want int) error {
+	err := d.b.until(fmt.Sprintf("%d grants", want), 5*time.Minute, func() (bool, error) {
+		n, err := d.grants()
+		return n >= want, err
+	})
+	return errors.Join(err, d.b.settle(d.process))
+}
+
+// room makes a directory for a daemon, with an empty log.
+func (b *bench) room(name string) (string, error) {
+	dir := filepath.Join(b.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", err
+	}
+	return dir, os.WriteFile(dir+"/mail.log", nil, 0o600)
+}
+
+// loginLine is what Dovecot writes when a client has logged in.
+func loginLine(b []byte, n int, at time.Time) []byte {
+	b = at.AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
+	return fmt.Appendf(b, " mx dovecot: imap-login: Login: user=<user%07d@local.test>, method=PLAIN, rip=%v, lip=192.0.2.25, "+
+		"mpid=%d, TLS, session=<s%015d>\n", n, granted(n), 1000+n%60_000, n)
+}

@@ -1,0 +1,160 @@
+// Command bench measures the popgate daemon on this machine, side by side with
+// yardsticks, and prints a table for docs/performance.md.
+//
+//	go run ./contrib/bench [-only rcpt,login,start,memory,sweep] [-rounds N] [-grants N] [-quick]
+//
+// It builds the daemon and runs it as an administrator would: with a
+// configuration file, a log to watch, a state directory and its log in a pipe
+// that is read. Nothing of the daemon's is imported, so that nothing but what
+// the daemon does can be measured.
+//
+// A machine is never the same from one minute to the next. So daemon and
+// yardstick take turns, a ratio is taken inside one round only, and what is
+// printed is the median of the rounds.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// bench is one run of the program.
+type bench struct {
+	ctx     context.Context
+	dir     string // everything it makes is in here
+	popgate string
+	rounds  int
+	grants  int
+	rcpts   int    // in one turn
+	lines   int    // in one turn
+	idle    int    // connections
+	saved   string // the daemon's directory once grants are saved in it
+	report  report
+}
+
+type measure struct {
+	name string
+	run  func(*bench) error
+}
+
+var measures = []measure{
+	{"start", (*bench).start},
+	{"rcpt", (*bench).rcpt},
+	{"login", (*bench).login},
+	{"memory", (*bench).memory},
+	{"sweep", (*bench).sweep},
+}
+
+func main() {
+	var names []string
+	for _, m := range measures {
+		names = append(names, m.name)
+	}
+	b := bench{rcpts: 100_000, lines: 400, idle: 5000}
+	only := flag.String("only", strings.Join(names, ","), "what to measure")
+	flag.IntVar(&b.rounds, "rounds", 5, "turns that daemon and yardstick take")
+	flag.IntVar(&b.grants, "grants", 1_000_000, "grants that the daemon holds")
+	quick := flag.Bool("quick", false, "a look in a minute: fewer grants, fewer and shorter rounds")
+	flag.Parse()
+	if *quick {
+		b.rounds, b.grants, b.rcpts, b.lines = min(b.rounds, 3), min(b.grants, 50_000), 20_000, 100
+	}
+	if err := b.run(strings.Split(*only, ",")); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func (b *bench) run(only []string) (err error) {
+	if b.rounds < 1 || b.grants < 1 || b.grants > maxGrants {
+		return fmt.Errorf("-rounds must be at least 1 and -grants from 1 to %d", maxGrants)
+	}
+	for _, name := range only {
+		if !slices.ContainsFunc(measures, func(m measure) bool { return m.name == name }) {
+			return fmt.Errorf("-only: %q is nothing that can be measured", name)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	b.ctx = ctx
+	if b.dir, err = os.MkdirTemp("", "popgate-bench-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
+	b.popgate = filepath.Join(b.dir, "popgate")
+	if err := b.command("go", "build", "-trimpath", "-o", b.popgate, "popgate/cmd/popgate"); err != nil {
+		return err
+	}
+	for _, m := range measures {
+		if !slices.Contains(only, m.name) {
+			continue
+		}
+		progress("%s", m.name)
+		if err := m.run(b); err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+	}
+	fmt.Printf("%d processors, %s, %s, load average %s, %d rounds, %d grants\n\n",
+		runtime.NumCPU(), runtime.Version(), kernel(), loadAverage(), b.rounds, b.grants)
+	b.report.print(os.Stdout)
+	return nil
+}
+
+// command runs a program to its end.
+func (b *bench) command(name string, args ...string) error {
+	cmd := exec.CommandContext(b.ctx, name, args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	return nil
+}
+
+// until asks every few milliseconds whether what is waited for is so.
+func (b *bench) until(what string, limit time.Duration, so func() (bool, error)) error {
+	ctx, stop := context.WithTimeoutCause(b.ctx, limit, fmt.Errorf("waited %v in vain for %s", limit, what))
+	defer stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if yes, err := so(); err != nil || yes {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+func progress(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s  "+format+"\n", append([]any{time.Now().Format(time.TimeOnly)}, args...)...)
+}
+
+func kernel() string {
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return runtime.GOOS
+	}
+	return "Linux " + strings.TrimSpace(string(release))
+}
+
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Join(strings.Fields(string(text))[:3], " ")
+}
