@@ -52,8 +52,10 @@ func newHost(t *testing.T, tree string) *Host {
 	if os.Getpid() != 1 {
 		t.Fatal("lab: not process 1 of a namespace of its own")
 	}
-	if err := errors.Join(mounts(tree), accounts(), network()); err != nil {
-		t.Fatalf("lab: %v", err)
+	for _, step := range []func() error{func() error { return mounts(tree) }, accounts, network} {
+		if err := step(); err != nil {
+			t.Fatalf("lab: %v", err)
+		}
 	}
 	h := &Host{}
 	h.Remote = newSink(t, "127.0.0.1:2525")
@@ -64,46 +66,45 @@ func newHost(t *testing.T, tree string) *Host {
 }
 
 // mounts gives the host folders of its own. The unpacked packages lie over
-// /usr and /etc, so that everything is where an administrator has it.
+// /usr and /etc, so that everything is where an administrator has it; what is
+// written goes to memory.
 func mounts(tree string) error {
-	steps := []struct {
-		source, target, kind string
-		flags                uintptr
-		data                 string
-	}{
-		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE, ""},
-		{"proc", "/proc", "proc", 0, ""},
-		{"tmpfs", "/run", "tmpfs", 0, "mode=0755"},
-		{"overlay", "/usr", "overlay", 0, "lowerdir=" + tree + "/usr:/usr"},
-		{"overlay", "/etc", "overlay", 0, "lowerdir=" + tree + "/etc:/etc,upperdir=" + work + "/etc,workdir=" + work + "/etc.work"},
-		{"overlay", "/var", "overlay", 0, "lowerdir=/var,upperdir=" + work + "/var,workdir=" + work + "/var.work"},
+	// First of all, and alone: without it the others would be the machine's too.
+	if err := mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		return err
 	}
-	for _, s := range steps {
-		if err := syscall.Mount(s.source, s.target, s.kind, s.flags, s.data); err != nil {
-			return fmt.Errorf("mount %s: %w", s.target, err)
-		}
-		if s.target != "/run" {
-			continue
-		}
-		for _, dir := range []string{"etc", "etc.work", "var", "var.work", "dev"} {
-			if err := os.MkdirAll(filepath.Join(work, dir), 0o755); err != nil {
-				return err
-			}
-		}
-		if err := bindDaemon(); err != nil {
-			return err
-		}
+	if err := errors.Join(
+		mount("proc", "/proc", "proc", 0, ""),
+		mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"),
+		bindDaemon(), // its cache may lie in what is hidden next
+		mount("overlay", "/usr", "overlay", 0, "lowerdir="+tree+"/usr:/usr"),
+		overlay("/etc", tree+"/etc:/etc"),
+		overlay("/var", "/var"),
+	); err != nil {
+		return err
 	}
-	for i, dir := range own {
-		fresh := fmt.Sprintf("%s/own/%d", work, i)
-		if err := errors.Join(os.MkdirAll(fresh, 0o755), os.MkdirAll(dir, 0o755)); err != nil {
+	for _, dir := range own {
+		fresh := filepath.Join(work, "own", dir)
+		if err := errors.Join(os.MkdirAll(fresh, 0o755), os.MkdirAll(dir, 0o755), mount(fresh, dir, "", syscall.MS_BIND, "")); err != nil {
 			return err
-		}
-		if err := syscall.Mount(fresh, dir, "", syscall.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount %s: %w", dir, err)
 		}
 	}
 	return devices()
+}
+
+// mount is mount(2) with an error that says where.
+func mount(source, target, kind string, flags uintptr, data string) error {
+	if err := syscall.Mount(source, target, kind, flags, data); err != nil {
+		return fmt.Errorf("mount %s: %w", target, err)
+	}
+	return nil
+}
+
+// overlay makes a folder writable without touching what is below.
+func overlay(dir, lower string) error {
+	upper, scratch := filepath.Join(work, "upper", dir), filepath.Join(work, "scratch", dir)
+	return errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(scratch, 0o755),
+		mount("overlay", dir, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+scratch))
 }
 
 // own are folders that begin empty, whatever the machine has in them: a mail
@@ -118,38 +119,29 @@ var own = []string{
 // daemonPath is where the host has popgate.
 const daemonPath = "/run/lab/popgate"
 
-// bindDaemon makes the built daemon visible wherever its cache is; the caller
-// hides parts of the file system right after.
+// bindDaemon makes the built daemon visible under a path of the host's own.
 func bindDaemon() error {
 	built := os.Getenv("POPGATE_LAB_DAEMON")
 	if built == "" {
 		return nil
 	}
-	if err := os.WriteFile(daemonPath, nil, 0o755); err != nil {
-		return err
-	}
-	return syscall.Mount(built, daemonPath, "", syscall.MS_BIND, "")
+	return bindFile(built, daemonPath)
+}
+
+// bindFile shows a file in another place.
+func bindFile(source, target string) error {
+	return errors.Join(os.MkdirAll(filepath.Dir(target), 0o755), os.WriteFile(target, nil, 0o755), mount(source, target, "", syscall.MS_BIND, ""))
 }
 
 // devices gives the host a /dev in which /dev/log is free.
 func devices() error {
 	dev := filepath.Join(work, "dev")
 	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
-		node := filepath.Join(dev, name)
-		if err := os.WriteFile(node, nil, 0o666); err != nil {
+		if err := bindFile("/dev/"+name, filepath.Join(dev, name)); err != nil {
 			return err
 		}
-		if err := syscall.Mount("/dev/"+name, node, "", syscall.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount /dev/%s: %w", name, err)
-		}
 	}
-	if err := os.Symlink("/proc/self/fd", filepath.Join(dev, "fd")); err != nil {
-		return err
-	}
-	if err := syscall.Mount(dev, "/dev", "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
-		return fmt.Errorf("mount /dev: %w", err)
-	}
-	return nil
+	return errors.Join(os.Symlink("/proc/self/fd", filepath.Join(dev, "fd")), mount(dev, "/dev", "", syscall.MS_BIND|syscall.MS_REC, ""))
 }
 
 // The accounts of the packages, in a range no distribution hands out.

@@ -175,6 +175,9 @@ func inside(t *testing.T, body func(t *testing.T, h *Host)) {
 // be tested instead, say that of a package.
 var daemonBinary = sync.OnceValues(func() (string, error) {
 	if path := os.Getenv("POPGATE_LAB_DAEMON"); path != "" {
+		if !filepath.IsAbs(path) {
+			return "", fmt.Errorf("POPGATE_LAB_DAEMON: %q is not an absolute path", path)
+		}
 		return path, nil
 	}
 	cache, err := cacheDir()
