@@ -56,9 +56,7 @@ func TestWithoutRoomForItsGrantAClientIsDeferred(t *testing.T) {
 // A server that restarts has closed its sessions without a line for each.
 func TestARestartOfDovecotEndsTheSessionsThatHoldGrants(t *testing.T) {
 	on(t, "postfix", setup{config: []string{"grant_ttl: 3s"}}, func(t *testing.T, s *site) {
-		s.IMAP(t, alice, "bob").Logout() // a source earns trust in its sessions by paired logouts
-		s.IMAP(t, alice, "alice")
-		s.popgate.WaitGrant(t, alice)
+		s.holdOpen(t, alice)
 		s.dovecot.Kill() // no time for last words
 		s.dovecot = s.Dovecot(t, s.setup.dovecot)
 		lab.Until(t, "the grant has ended", func() bool { return s.ask(t, alice).Reason == "expired" })
