@@ -199,9 +199,12 @@ func TestAnOpenSessionHoldsItsGrant(t *testing.T) {
 // holdOpen logs in to IMAP and gives the session once it holds its grant.
 func (s *site) holdOpen(t *testing.T, from string) *lab.Mailbox {
 	t.Helper()
-	// A source earns trust in its sessions by a paired logout, which Dovecot
-	// logs some time after the client has gone.
-	s.IMAP(t, from, "bob").Logout()
+	// A source earns trust in its sessions by a paired logout. Dovecot logs it
+	// some time after the client has gone, and of a short session even before
+	// the login.
+	first := s.IMAP(t, from, "bob")
+	s.popgate.WaitGrant(t, from)
+	first.Logout()
 	lab.Until(t, "Dovecot has logged the logout", func() bool {
 		text, _ := os.ReadFile(lab.DovecotLog)
 		return strings.Contains(string(text), "Logged out")
