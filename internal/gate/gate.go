@@ -112,7 +112,20 @@ func (g *Gate) Reply(d relay.Decision, client netip.Addr) relay.Reply {
 // Judge decides one recipient. ctx ends when the door has no use for the
 // answer any more; a wait then ends at once.
 func (g *Gate) Judge(ctx context.Context, q *relay.Query) relay.Decision {
-	e := g.explain(ctx, q)
+	return g.tell(q, g.explain(ctx, q, false))
+}
+
+// JudgeClient decides for a door before which the MTA has kept its own relay
+// rule and asks only whether this client may break it. A recipient of our own
+// is then no answer as long as the client may relay anywhere: it passes as
+// local only when nothing else passes it. A query without a recipient is about
+// a foreign one.
+func (g *Gate) JudgeClient(ctx context.Context, q *relay.Query) relay.Decision {
+	return g.tell(q, g.explain(ctx, q, true))
+}
+
+// tell counts and records a decision.
+func (g *Gate) tell(q *relay.Query, e Explanation) relay.Decision {
 	if q.Mailer != "" && g.Rules().Kind(q.Version) == relay.MTAUnknown && !g.strange.Load() {
 		g.strange.Store(true)
 	}
@@ -141,24 +154,33 @@ type Explanation struct {
 func (g *Gate) Explain(ctx context.Context, q *relay.Query) Explanation {
 	dry := *q
 	dry.Waits = nil
-	e := g.explain(ctx, &dry)
+	e := g.explain(ctx, &dry, false)
 	e.Reply = g.Reply(e.Decision, e.Client)
 	return e
 }
 
-func (g *Gate) explain(ctx context.Context, q *relay.Query) Explanation {
+func (g *Gate) explain(ctx context.Context, q *relay.Query, closed bool) Explanation {
 	r := g.Rules()
 	now := g.now()
 	f := relay.Facts{Client: q.ClientAddress(), Now: now}
 	f.Authenticated = r.TrustAuthenticated && q.Authenticated()
 	f.Trusted = r.Trusts(f.Client)
-	f.Recipient = g.whose(ctx, r, q)
+	f.Recipient = relay.Foreign
+	if !closed || q.Rcpt != "" {
+		f.Recipient = g.whose(ctx, r, q)
+	}
 	e := Explanation{Recipient: f.Recipient, Client: f.Client, At: now.Wall, began: now.Mono}
+	if closed && f.Recipient == relay.Local {
+		f.Recipient = relay.Unsure // until the client has been looked up
+	}
 	if f.Recipient != relay.Local && f.Client.IsValid() && !f.Authenticated && !f.Trusted {
 		g.lookup(r, &f)
 		if d := relay.Decide(&f); d.Verdict == relay.Refuse && q.Waits != nil && r.WaitForLogin > 0 {
 			e.waited = g.wait(ctx, r, q, &f)
 		}
+	}
+	if e.Recipient == relay.Local && relay.Decide(&f).Verdict != relay.Pass {
+		f.Recipient = relay.Local
 	}
 	e.Decision, e.Grant = relay.Decide(&f), f.Grant
 	return e
