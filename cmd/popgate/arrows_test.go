@@ -19,6 +19,7 @@ var arrows = map[string][]string{
 	"popgate/internal/config":  {"popgate/internal/relay", "popgate/internal/domains", "gopkg.in/yaml.v3", "golang.org/x/net/idna"},
 	"popgate/internal/control": {"popgate/internal/relay"},
 	"popgate/internal/logging": {"popgate/internal/gate"},
+	"popgate/internal/policy":  {"popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
 	"popgate/milter":           {"popgate/internal/relay", "github.com/emersion/go-milter"},
 	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},

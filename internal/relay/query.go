@@ -67,6 +67,10 @@ type Reject struct {
 var DefaultReject = Reject{Code: 550, Enhanced: "5.7.1",
 	Text: "Relaying denied for {client}: fetch your mail (POP or IMAP) first, then send again"}
 
+// Later is the reply where nobody can tell: it refuses nobody for good and lets
+// nobody through.
+var Later = Reply{Code: 451, Enhanced: "4.7.1", Text: "Relaying cannot be decided at the moment, try again later"}
+
 // Reply is an SMTP reply (RFC 5321, RFC 3463).
 type Reply struct {
 	Code     int
@@ -93,6 +97,6 @@ func (r *Rules) Reply(d Decision, client netip.Addr) Reply {
 		text := strings.NewReplacer("{client}", name, "{url}", r.Reject.URL).Replace(r.Reject.Text)
 		return Reply{Code: r.Reject.Code, Enhanced: r.Reject.Enhanced, Text: text}
 	default:
-		return Reply{Code: 451, Enhanced: "4.7.1", Text: "Relaying cannot be decided at the moment, try again later"}
+		return Later
 	}
 }
