@@ -106,32 +106,37 @@ func (s *Store) Get(k relay.Key) (relay.Grant, bool) {
 	return s.unpack(v.(string)), true
 }
 
-// Put keeps a grant under a key, in place of what was there. Times come back
-// in UTC and without a monotonic part; what lies outside the years 1678 to
-// 2262 comes back as the nearest time inside.
-func (s *Store) Put(k relay.Key, g relay.Grant) {
+// Put keeps a grant under a key, and gives back the one it takes the place of.
+// Times come back in UTC and without a monotonic part; what lies outside the
+// years 1678 to 2262 comes back as the nearest time inside.
+func (s *Store) Put(k relay.Key, g relay.Grant) (before relay.Grant, had bool) {
 	packed := s.pack(&k, &g)
 	h := s.at(&k)
 	h.change.Lock()
 	defer h.change.Unlock()
-	before := len(h.items)
+	if item, ok := h.items[string(k[:])]; ok {
+		before, had = s.unpack(item.Object.(string)), true
+	}
 	h.grants.Load().Set(packed[:len(k)], packed, gocache.NoExpiration)
-	if len(h.items) > before {
+	if !had {
 		s.size.Add(1)
 		h.peak = max(h.peak, len(h.items))
 	}
+	return before, had
 }
 
-// Delete forgets the grant of a key, if there is one.
-func (s *Store) Delete(k relay.Key) {
+// Delete forgets the grant of a key and gives it back, if there is one.
+func (s *Store) Delete(k relay.Key) (before relay.Grant, had bool) {
 	h := s.at(&k)
 	h.change.Lock()
 	defer h.change.Unlock()
-	before := len(h.items)
-	h.grants.Load().Delete(string(k[:]))
-	if len(h.items) < before {
-		s.size.Add(-1)
+	item, ok := h.items[string(k[:])]
+	if !ok {
+		return relay.Grant{}, false
 	}
+	h.grants.Load().Delete(string(k[:]))
+	s.size.Add(-1)
+	return s.unpack(item.Object.(string)), true
 }
 
 // Len gives how many grants are kept, those that have ended among them.

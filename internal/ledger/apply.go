@@ -68,6 +68,10 @@ func (l *Ledger) applyGrant(c *relay.Change, now relay.Now) {
 	if !c.Ceiling.IsZero() {
 		h = l.addSession(key, h, c, &g, now)
 	}
+	if g.Operator {
+		l.settle(key, now) // kept apart: it shortens no login, and no login it
+		return
+	}
 	last, known := l.last(key, h)
 	// A last login that has ended by the clock that only runs forward makes
 	// place even for one with an earlier stamp: the wall clock was set back.
@@ -106,11 +110,14 @@ func (l *Ledger) setLast(key relay.Key, h *holds, g relay.Grant, now relay.Now) 
 	}
 }
 
-// bury remembers a revoked last login, so that an older one that arrives later
-// stays displaced by it.
+// bury remembers a last login whose user was revoked, so that an older one of
+// another user that arrives later stays displaced by it. Where the address was
+// revoked the older one is covered as well, and nothing needs to be remembered.
 func (l *Ledger) bury(key relay.Key, g relay.Grant, now relay.Now) {
 	l.remove(key)
-	if len(l.dead) < l.rules.MaxGrants {
+	nameless := g
+	nameless.User = ""
+	if len(l.dead) < l.rules.MaxGrants && !l.revocations.covers(&nameless) {
 		l.dead[key] = deadGrant{g, max(now.Mono, g.Deadline) + keepExpired}
 	}
 }
@@ -125,7 +132,7 @@ func (l *Ledger) addSession(key relay.Key, h *holds, c *relay.Change, g *relay.G
 		l.dropSession(ref, s, now)
 		h = l.held[key]
 	}
-	if len(l.sessions) >= MaxSessions {
+	if len(l.sessions) >= MaxSessions && !g.Operator {
 		return h // holds nothing: it grants less
 	}
 	s := &session{grant: *g, ceiling: c.Ceiling}
@@ -156,14 +163,16 @@ func refOf(g *relay.Grant, key relay.Key) sessionRef {
 
 func (l *Ledger) applyClose(c *relay.Change, now relay.Now) {
 	ref := sessionRef{c.Source, c.Session}
-	if was, ok := l.closed[ref]; !ok || c.At.Before(was.at) {
-		if ok || len(l.closed) < MaxClosed {
-			l.closed[ref] = closing{c.At, later(c.Until, was.until)}
-		} else {
-			// An end that can't be remembered could be undone by its login's
-			// return: until the source has shown itself again nothing holds.
-			clear(l.paired)
-		}
+	was, known := l.closed[ref]
+	switch {
+	case known:
+		l.closed[ref] = closing{earlier(c.At, was.at), later(c.Until, was.until)}
+	case len(l.closed) < MaxClosed:
+		l.closed[ref] = closing{c.At, c.Until}
+	default:
+		// An end that can't be remembered could be undone by its login's
+		// return: until the source has shown itself again nothing holds.
+		clear(l.paired)
 	}
 	if s, ok := l.sessions[ref]; ok {
 		l.closeAt(s, c.At, now)
@@ -196,35 +205,56 @@ func (l *Ledger) closeAt(s *session, at time.Time, now relay.Now) {
 
 func (l *Ledger) applyRevoke(c *relay.Change, now relay.Now) []relay.Grant {
 	r := c.Revocation
-	if !l.revocations.add(r) {
+	if !l.revocations.add(r) || l.restoring {
 		return nil
 	}
-	var keys []relay.Key
+	l.revocations.build()
 	var taken []relay.Grant
-	for k, g := range l.store.All() {
-		if r.Covers(&g) {
-			keys = append(keys, k)
-			if g.Live(now) {
-				taken = append(taken, g)
-			}
+	l.take(func(key relay.Key, g *relay.Grant) {
+		if g.Live(now) {
+			taken = append(taken, *g)
 		}
-	}
+	}, &r, now)
+	return taken
+}
+
+// take removes what a revocation covers, telling each effective grant first.
+func (l *Ledger) take(tell func(relay.Key, *relay.Grant), r *relay.Revocation, now relay.Now) {
+	var keys []relay.Key
+	l.eachReached(r, func(k relay.Key, g *relay.Grant) {
+		if r.Covers(g) {
+			keys = append(keys, k)
+			tell(k, g)
+		}
+	})
 	// A key whose effective grant is another's may hold a covered fact.
 	for k, h := range l.held {
-		if r.Covers(&h.last) || h.anyCovered(&r) {
+		if r.Covers(&h.last) || h.anyCovered(r) {
 			keys = append(keys, k)
 		}
 	}
 	for _, k := range keys {
-		if h := l.held[k]; h == nil {
-			if g, ok := l.store.Get(k); ok && r.Covers(&g) {
-				l.bury(k, g, now)
-			}
-			continue
+		if l.held[k] != nil {
+			l.settle(k, now)
+		} else if g, ok := l.store.Get(k); ok && r.Covers(&g) {
+			l.bury(k, g, now)
 		}
-		l.settle(k, now)
 	}
-	return taken
+}
+
+// eachReached gives the effective grants a revocation may cover: that of the
+// one key it is for, or all.
+func (l *Ledger) eachReached(r *relay.Revocation, do func(relay.Key, *relay.Grant)) {
+	if n := r.Network; r.User == "" && !r.All && n.IsValid() && n.IsSingleIP() {
+		k := relay.KeyOf(n.Addr(), l.rules.IPv6Prefix)
+		if g, ok := l.store.Get(k); ok {
+			do(k, &g)
+		}
+		return
+	}
+	for k, g := range l.store.All() {
+		do(k, &g)
+	}
 }
 
 func (h *holds) anyCovered(r *relay.Revocation) bool {
@@ -283,6 +313,11 @@ func (l *Ledger) dropSession(ref sessionRef, s *session, now relay.Now) {
 	}
 	delete(h.sessions, ref)
 	l.settle(key, now)
+	l.release(key, h, now)
+}
+
+// release lets go of a key that has no fact left but its last login.
+func (l *Ledger) release(key relay.Key, h *holds, now relay.Now) {
 	if len(h.sessions) > 0 {
 		return
 	}
@@ -292,17 +327,22 @@ func (l *Ledger) dropSession(ref sessionRef, s *session, now relay.Now) {
 	}
 }
 
-// logout ends a session. Its end is remembered even when no login of it is
-// held: the login may be read after it, or once more.
+// logout ends a session. Once the source has shown that it logs both, an end is
+// remembered even when no login of it is held: the login may be read after it,
+// or once more.
 func (l *Ledger) logout(ev *relay.Event, now relay.Now) Outcome {
-	if ev.Session == "" || l.rules.HoldOpenLogins <= 0 {
+	if ev.Session == "" || l.rules.HoldOpenLogins <= 0 || !l.rules.Serves(ev.Service) {
 		return Ignored
 	}
 	ref := sessionRef{ev.Source, ev.Session}
+	pair := pairing{ev.Source, ev.Format, ev.Service}
 	if l.seen.take(ref) {
-		l.paired[pairing{ev.Source, ev.Format, ev.Service}] = true
+		l.paired[pair] = true
 	}
 	_, held := l.sessions[ref]
+	if !held && !l.paired[pair] {
+		return Ignored
+	}
 	l.closeSession(ref, earlier(ev.Time, now.Wall), now)
 	if held {
 		return Closed
@@ -320,34 +360,35 @@ func (l *Ledger) closeSession(ref sessionRef, at time.Time, now relay.Now) {
 	l.feed(relay.Batch{Changes: []relay.Change{c}})
 }
 
-// endHolds ends every open session of a source: its logouts may have been
-// missed, or the server that held them is gone.
-func (l *Ledger) endHolds(source string, at time.Time, now relay.Now) {
+// endHolds ends the open sessions of a source: its logouts may have been missed,
+// or the server that held them is gone. With older, only those whose login is no
+// later than at.
+func (l *Ledger) endHolds(source string, at time.Time, older bool, now relay.Now) {
 	for _, ref := range slices.Collect(maps.Keys(l.sessions)) {
-		if s := l.sessions[ref]; ref.source == source && !s.ended {
-			l.closeSession(ref, at, now)
+		s := l.sessions[ref]
+		if ref.source != source || s.ended || older && s.grant.Login.After(at) {
+			continue
 		}
+		l.closeSession(ref, at, now)
 	}
-	l.seen.clear()
+	l.seen.forget(func(ref sessionRef) bool { return ref.source == source })
 }
 
 // put, remove and forget keep the store and the indexes of the bounds together.
 func (l *Ledger) put(key relay.Key, g relay.Grant) {
-	before, known := l.store.Get(key)
-	same := known && before.Operator == g.Operator && before.User == g.User
-	if known && !same {
+	before, had := l.store.Put(key, g)
+	if had && before.Operator == g.Operator && before.User == g.User {
+		return
+	}
+	if had {
 		l.unindex(&before)
 	}
-	l.store.Put(key, g)
-	if !same {
-		l.index(key, &g)
-	}
+	l.index(key, &g)
 }
 
 func (l *Ledger) remove(key relay.Key) {
-	if g, ok := l.store.Get(key); ok {
+	if g, had := l.store.Delete(key); had {
 		l.unindex(&g)
-		l.store.Delete(key)
 	}
 }
 

@@ -1,6 +1,8 @@
 package ledger
 
 import (
+	"maps"
+
 	"popgate/internal/relay"
 )
 
@@ -40,8 +42,8 @@ func (b *bounded[K]) add(k K, key relay.Key, login int64) {
 
 // remove takes one grant off the owner's count. Its place in the queue goes
 // stale and is dropped when it is met, or when the stale ones outnumber the
-// others.
-func (b *bounded[K]) remove(k K, still func(place) bool) {
+// others. login is as for oldest.
+func (b *bounded[K]) remove(k K, login func(relay.Key) (int64, bool)) {
 	q := b.owners[k]
 	if q == nil {
 		return
@@ -50,21 +52,22 @@ func (b *bounded[K]) remove(k K, still func(place) bool) {
 		delete(b.owners, k)
 		return
 	}
-	if len(q.keys) > 2*q.count+16 {
-		kept := make([]place, 0, q.count)
-		known := make(map[relay.Key]bool, q.count)
-		for _, p := range q.keys {
-			if !known[p.key] && still(p) {
-				known[p.key] = true
-				kept = append(kept, p)
-			}
-		}
-		q.keys = kept
+	if len(q.keys) <= 2*q.count+16 {
+		return
 	}
+	kept := make([]place, 0, q.count)
+	known := make(map[relay.Key]bool, q.count)
+	for _, p := range q.keys {
+		if _, ok := login(p.key); ok && !known[p.key] {
+			known[p.key] = true
+			kept = append(kept, p)
+		}
+	}
+	q.keys = kept
 }
 
 // oldest gives the owner's oldest grant. login tells the present login of a
-// key, or false when the owner has no grant there any more. A grant renewed
+// key, or false when the owner has no grant there (any more). A grant renewed
 // since it was queued goes to the end.
 func (b *bounded[K]) oldest(k K, login func(relay.Key) (int64, bool)) (relay.Key, bool) {
 	q := b.owners[k]
@@ -97,14 +100,14 @@ func (l *Ledger) room(g *relay.Grant) bool {
 	if m := l.rules.MaxGrantsPerUser; m > 0 && g.User != "" && !g.Operator {
 		user := relay.FoldUser(g.User)
 		for l.users.count(user) >= m {
-			if !l.evict(oldestOf(l, l.users, user, func(h *relay.Grant) bool { return !h.Operator && relay.FoldUser(h.User) == user })) {
+			if !l.evict(l.users.oldest(user, l.loginOf(user))) {
 				break
 			}
 		}
 	}
 	if net, ok := netOf(g); ok {
 		for l.nets.count(net) >= MaxPer64 {
-			if !l.evict(oldestOf(l, l.nets, net, func(h *relay.Grant) bool { n, ok := netOf(h); return ok && n == net })) {
+			if !l.evict(l.nets.oldest(net, l.loginIn(net))) {
 				break
 			}
 		}
@@ -119,11 +122,21 @@ func (l *Ledger) evict(key relay.Key, ok bool) bool {
 	return ok
 }
 
-func oldestOf[K comparable](l *Ledger, b *bounded[K], owner K, owns func(*relay.Grant) bool) (relay.Key, bool) {
-	return b.oldest(owner, func(k relay.Key) (int64, bool) {
+// loginOf and loginIn say when the grant of a key logged in, if the user or the
+// network has one there.
+func (l *Ledger) loginOf(user string) func(relay.Key) (int64, bool) {
+	return func(k relay.Key) (int64, bool) {
 		g, ok := l.store.Get(k)
-		return g.Login.UnixNano(), ok && owns(&g)
-	})
+		return g.Login.UnixNano(), ok && !g.Operator && relay.FoldUser(g.User) == user
+	}
+}
+
+func (l *Ledger) loginIn(net [8]byte) func(relay.Key) (int64, bool) {
+	return func(k relay.Key) (int64, bool) {
+		g, ok := l.store.Get(k)
+		n, in := netOf(&g)
+		return g.Login.UnixNano(), ok && in && n == net
+	}
 }
 
 // netOf gives the /64 of a grant that covers less than one.
@@ -153,12 +166,12 @@ func (l *Ledger) unindex(g *relay.Grant) {
 	if g.Operator {
 		return
 	}
-	still := func(p place) bool { _, ok := l.store.Get(p.key); return ok }
 	if g.User != "" {
-		l.users.remove(relay.FoldUser(g.User), still)
+		user := relay.FoldUser(g.User)
+		l.users.remove(user, l.loginOf(user))
 	}
 	if net, ok := netOf(g); ok {
-		l.nets.remove(net, still)
+		l.nets.remove(net, l.loginIn(net))
 	}
 }
 
@@ -194,7 +207,6 @@ func (r *recent[K]) take(k K) bool {
 	return true
 }
 
-func (r *recent[K]) clear() {
-	clear(r.in)
-	r.ring, r.next = nil, 0
+func (r *recent[K]) forget(which func(K) bool) {
+	maps.DeleteFunc(r.in, func(k K, _ bool) bool { return which(k) })
 }

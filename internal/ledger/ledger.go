@@ -24,8 +24,10 @@ import (
 // Store keeps the effective grant of each key for look-up.
 type Store interface {
 	Get(relay.Key) (relay.Grant, bool)
-	Put(relay.Key, relay.Grant)
-	Delete(relay.Key)
+	// Put and Delete give back what was under the key, and exactly once: what
+	// they give is not also told to Gone.
+	Put(relay.Key, relay.Grant) (before relay.Grant, had bool)
+	Delete(relay.Key) (before relay.Grant, had bool)
 	Len() int
 	All() iter.Seq2[relay.Key, relay.Grant]
 }
@@ -111,6 +113,7 @@ type Ledger struct {
 	fullEnds atomic.Int64 // on the clock that only runs forward: until when a client may have logged in for nothing
 
 	revocations revocations // its index is read without the lock
+	restoring   bool        // revocations are only noted, and applied all at once
 }
 
 type pairing struct {
@@ -138,6 +141,8 @@ func New(o Options) *Ledger {
 		paired:   map[pairing]bool{},
 		users:    newBounded[string](),
 		nets:     newBounded[[8]byte](),
+
+		revocations: revocations{list: map[relay.Revocation]bool{}},
 	}
 }
 
@@ -153,7 +158,8 @@ func (l *Ledger) Event(ev relay.Event) (Outcome, relay.Grant) {
 	case relay.Logout:
 		return l.logout(&ev, l.asOf(&ev, now)), relay.Grant{}
 	case relay.Restart:
-		l.endHolds(ev.Source, earlier(ev.Time, now.Wall), l.asOf(&ev, now))
+		// One that is read again says nothing about sessions opened since.
+		l.endHolds(ev.Source, earlier(ev.Time, now.Wall), !ev.Live, l.asOf(&ev, now))
 		return Closed, relay.Grant{}
 	default:
 		return Ignored, relay.Grant{}
@@ -166,7 +172,7 @@ func (l *Ledger) Gap(source string, at time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.tick()
-	l.endHolds(source, earlier(at, now.Wall), now)
+	l.endHolds(source, earlier(at, now.Wall), false, now)
 }
 
 // Position feeds the place up to which everything the source said has been
@@ -215,7 +221,7 @@ func (l *Ledger) login(ev *relay.Event, now, then relay.Now) (Outcome, relay.Gra
 			l.seen.add(sessionRef{ev.Source, ev.Session})
 		}
 	}
-	if known && before.Live(now) && !g.Newer(&before) && c.Ceiling.IsZero() {
+	if known && before.Live(now) && !g.Newer(&before) && c.Ceiling.IsZero() && !g.Expires.After(before.Expires) {
 		return Older, before
 	}
 	l.apply(&c, then)
@@ -298,9 +304,7 @@ func (l *Ledger) Tick() {
 func (l *Ledger) Gone(g relay.Grant) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, still := l.store.Get(g.Key()); !still {
-		l.unindex(&g)
-	}
+	l.unindex(&g)
 }
 
 // Full says whether a new grant was refused for lack of room within the last
@@ -312,7 +316,7 @@ var (
 	ErrNever   = errors.New("this address may hold no grant: it is loopback, link-local, multicast or reserved, one of this host's own, or in never_grant")
 	ErrBlocked = errors.New("a block still covers this address or user; --force grants all the same")
 	ErrTooMany = errors.New("too many revocations are kept already; those older than their time are forgotten by themselves")
-	ErrRoom    = errors.New("max_grants is reached")
+	ErrRoom    = errors.New("max_grants is reached; raise it, or revoke what is not needed")
 	ErrTTL     = errors.New("an operator's grant is for more than nothing and at most 24h")
 )
 
@@ -386,9 +390,7 @@ func (l *Ledger) lastCovered(r relay.Revocation) time.Time {
 			at = g.Login
 		}
 	}
-	for _, g := range l.store.All() {
-		look(&g)
-	}
+	l.eachReached(&r, func(_ relay.Key, g *relay.Grant) { look(g) })
 	for _, h := range l.held {
 		look(&h.last)
 	}
@@ -409,7 +411,9 @@ func (l *Ledger) Allows(r *relay.Rules, g relay.Grant, client netip.Addr) bool {
 }
 
 // SetRules swaps the rules and purges the grants that the new ones would not
-// have made. It gives back how many it purged.
+// have made. It gives back how many it purged. A purge is no change and is not
+// fed: Restore applies the rules of its own day to everything saved, so after a
+// restart under the old rules such a grant is back for the rest of its time.
 func (l *Ledger) SetRules(r *relay.Rules) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -458,6 +462,10 @@ func (l *Ledger) purgeHeld(now relay.Now) int {
 		if h.last.Prefix == 0 && len(h.sessions) == 0 {
 			l.forget(k)
 			continue
+		}
+		if len(h.sessions) == 0 {
+			l.settle(k, now)
+			l.release(k, h, now)
 		}
 		l.shorten(k, now)
 	}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"fmt"
 	"iter"
 	"maps"
 	"net/netip"
@@ -21,9 +22,20 @@ var (
 // of this package are about.
 type plainStore map[relay.Key]relay.Grant
 
-func (s plainStore) Get(k relay.Key) (relay.Grant, bool)    { g, ok := s[k]; return g, ok }
-func (s plainStore) Put(k relay.Key, g relay.Grant)         { s[k] = g }
-func (s plainStore) Delete(k relay.Key)                     { delete(s, k) }
+func (s plainStore) Get(k relay.Key) (relay.Grant, bool) { g, ok := s[k]; return g, ok }
+
+func (s plainStore) Put(k relay.Key, g relay.Grant) (relay.Grant, bool) {
+	before, had := s[k]
+	s[k] = g
+	return before, had
+}
+
+func (s plainStore) Delete(k relay.Key) (relay.Grant, bool) {
+	before, had := s[k]
+	delete(s, k)
+	return before, had
+}
+
 func (s plainStore) Len() int                               { return len(s) }
 func (s plainStore) All() iter.Seq2[relay.Key, relay.Grant] { return maps.All(maps.Clone(s)) }
 
@@ -483,5 +495,100 @@ func TestRestoreNeverAdds(t *testing.T) {
 		b.wantLive(c.Grant.Client, true, tt.name+": just before its end")
 		b.pass(1)
 		b.wantLive(c.Grant.Client, false, tt.name+": at its end")
+	}
+}
+
+func TestRestartReadAgainEndsNoLaterSession(t *testing.T) {
+	b := newBench(t)
+	restart := b.event(relay.Restart, netip.Addr{}, "")
+	b.pass(time.Minute)
+	b.pair()
+	b.login(bob, "s1")
+	b.pass(10 * time.Minute)
+	restart.Live = false
+	b.Event(restart)
+	b.pass(time.Hour)
+	b.wantLive(bob, true, "its session was opened after the restart")
+}
+
+func TestOperatorsGrantShortensNoLogin(t *testing.T) {
+	b := newBench(t)
+	b.login(bob, "")
+	if _, err := b.Grant(bob, time.Minute, "", "", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.pass(20 * time.Minute)
+	b.wantLive(bob, true, "twenty minutes after the login")
+	b.pass(10 * time.Minute)
+	b.wantLive(bob, false, "a ttl after the login")
+}
+
+func TestLoginOfTheSecondOfAnOperatorsGrantCounts(t *testing.T) {
+	b := newBench(t)
+	b.pass(900 * time.Millisecond)
+	if _, err := b.Grant(bob, time.Minute, "", "", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	ev := b.event(relay.Login, bob, "")
+	ev.Time = noon // stamps are cut to the second
+	b.Event(ev)
+	b.pass(20 * time.Minute)
+	b.wantLive(bob, true, "by its login")
+}
+
+// Dovecot may log the end of a short session before its login.
+func TestEndReadBeforeItsLoginHoldsNothing(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.logout("s1")
+	b.login(bob, "s1")
+	b.pass(29 * time.Minute)
+	b.wantLive(bob, true, "the login counts")
+	b.pass(time.Minute)
+	b.wantLive(bob, false, "its session does not hold")
+}
+
+func TestLogoutsThatPairWithNothingLeaveNothing(t *testing.T) {
+	b := newBench(t)
+	for i := range 100 {
+		ev := b.event(relay.Logout, netip.Addr{}, fmt.Sprint("x", i))
+		if i%2 == 0 {
+			ev.Service = relay.Submission
+		}
+		b.Event(ev)
+	}
+	if n := len(b.fed) + len(b.closed); n != 0 {
+		t.Errorf("%d ends are kept", n)
+	}
+}
+
+func TestCountsFollowTheStore(t *testing.T) {
+	b := newBench(t)
+	b.login(bob, "")
+	b.pass(41 * time.Minute)
+	g, _ := b.store.Delete(relay.KeyOf(bob, 128)) // the sweeper
+	b.login(bob, "")                              // and a login before it tells
+	b.Gone(g)
+	if n := b.users.count("bob"); n != 1 {
+		t.Errorf("bob has %d grants, want 1", n)
+	}
+	b.Revoke(relay.Revocation{All: true}, 0, nil)
+	if n := len(b.users.owners); n != 0 {
+		t.Errorf("%d users have grants, want none", n)
+	}
+}
+
+func TestManyRevocationsAreRestoredAtOnce(t *testing.T) {
+	var changes []relay.Change
+	for i := range 20000 {
+		a := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		changes = append(changes, relay.Change{Kind: relay.ChangeGrant, Grant: relay.Grant{Client: a, Prefix: 32, User: "u", Service: relay.IMAP,
+			Login: noon.Add(-time.Minute), Expires: noon.Add(29 * time.Minute)}},
+			relay.Change{Kind: relay.ChangeRevoke, Revocation: relay.Revocation{Network: netip.PrefixFrom(a, 32), Time: noon.Add(-time.Second), Until: noon.Add(time.Hour)}})
+	}
+	b := newBench(t)
+	b.rules.MaxGrants = 1 << 20
+	if out := b.Restore(slices.Values(changes)); out.Grants != 0 || out.Revoked != 20000 {
+		t.Errorf("restored %+v", out)
 	}
 }

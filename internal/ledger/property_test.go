@@ -164,6 +164,85 @@ func TestNoSequenceOutlivesItsTTLOrBringsARevokedClientBack(t *testing.T) {
 	}
 }
 
+// The other half: on a clock nobody sets, a login that is younger than its ttl
+// and was not revoked since is in force, whatever else happens.
+func TestNoSequenceTakesAGrantBeforeItsTime(t *testing.T) {
+	r := seeded(t)
+	looks := 0
+	for range 300 {
+		b := newBench(t)
+		logins, revoked := map[netip.Addr]time.Duration{}, map[netip.Addr]time.Duration{}
+		var log []relay.Event
+		var steps []string
+		for i := range 80 {
+			b.pass(time.Second)
+			c := crowd[r.IntN(4)]
+			steps = append(steps, fmt.Sprint(b.now.Mono-time.Hour, " ", c))
+			step := func(s string) { steps[len(steps)-1] += " " + s }
+			switch r.IntN(12) {
+			case 0, 1, 2:
+				ev := b.event(relay.Login, c, fmt.Sprint("x", i))
+				log = append(log, ev)
+				b.Event(ev)
+				logins[c] = b.now.Mono
+				step("login " + ev.Session)
+			case 3:
+				ev := b.event(relay.Logout, netip.Addr{}, fmt.Sprint("x", r.IntN(i+1)))
+				log = append(log, ev)
+				b.Event(ev)
+				step("logout " + ev.Session)
+			case 4:
+				ev := b.event(relay.Restart, netip.Addr{}, "")
+				log = append(log, ev)
+				b.Event(ev)
+				step("restart")
+			case 5:
+				b.Gap("file:/var/log/mail.log", b.now.Wall)
+				step("gap")
+			case 6:
+				b.Grant(c, time.Duration(1+r.IntN(3000))*time.Second, "op", "", false, nil)
+				step("grant")
+			case 7:
+				b.Revoke(relay.Revocation{Network: netip.PrefixFrom(c, c.BitLen())}, 0, nil)
+				revoked[c] = b.now.Mono
+				step("revoke")
+			case 8:
+				for _, ev := range log[r.IntN(len(log)+1):] {
+					ev.Live = false
+					b.Event(ev)
+				}
+				step("replay")
+			case 9:
+				rules := *b.rules
+				b.rules = &rules
+				b.SetRules(&rules)
+				step("rules")
+			case 10:
+				b.Tick()
+				for k, g := range b.store {
+					if g.Deadline+keepExpired < b.now.Mono {
+						delete(b.store, k)
+						b.Gone(g)
+					}
+				}
+			default:
+				b.pass(time.Duration(r.IntN(600)) * time.Second)
+			}
+			for c, at := range logins {
+				if at > revoked[c] && b.now.Mono-at < b.rules.GrantTTL {
+					looks++
+					if !b.live(c) {
+						t.Fatalf("%s logged in %v ago and is not live\n%v", c, b.now.Mono-at, steps)
+					}
+				}
+			}
+		}
+	}
+	if looks < 1000 {
+		t.Fatalf("the property was hardly exercised: %d looks", looks)
+	}
+}
+
 func runSequence(t *testing.T, r *rand.Rand, b *bench) (lived int) {
 	var (
 		logins  []truth

@@ -3,6 +3,7 @@ package ledger
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -25,6 +26,7 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 	defer l.mu.Unlock()
 	now := l.tick()
 	var out Restored
+	l.restoring = true
 	for c := range changes {
 		if c.Kind == relay.ChangeGrant && !l.admit(&c, now) {
 			out.Dropped++
@@ -32,7 +34,9 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 		}
 		l.apply(&c, now)
 	}
+	l.restoring = false
 	l.revocations.expire(now.Wall)
+	l.takeRevoked(now)
 	out.Revoked = len(l.revocations.list)
 	for _, g := range l.store.All() {
 		if g.Live(now) {
@@ -40,6 +44,22 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 		}
 	}
 	return out
+}
+
+// takeRevoked applies every revocation at once: one look at each key, however
+// many revocations there are.
+func (l *Ledger) takeRevoked(now relay.Now) {
+	if len(l.revocations.list) == 0 {
+		return
+	}
+	for k := range l.held {
+		l.settle(k, now)
+	}
+	for k, g := range l.store.All() {
+		if l.held[k] == nil && l.revocations.covers(&g) {
+			l.bury(k, g, now)
+		}
+	}
 }
 
 // admit fits a saved grant to the present rules and clock, or answers false.
@@ -72,12 +92,15 @@ func (l *Ledger) admit(c *relay.Change, now relay.Now) bool {
 
 // Snapshot yields changes that lead an empty ledger to the present state. It
 // may run while changes go on: one that is applied meanwhile may be in it or
-// not, and does no harm when it is applied to the result once more.
+// not, and does no harm when it is applied to the result once more. The lock is
+// never held for more than a short while, however large the tables are.
 func (l *Ledger) Snapshot() iter.Seq[relay.Change] {
 	return func(yield func(relay.Change) bool) {
-		for _, c := range l.snapshotTables() {
-			if !yield(c) {
-				return
+		for _, part := range []iter.Seq[relay.Change]{l.savedRevocations(), l.savedEnds(), l.savedHolds(), l.savedDead()} {
+			for c := range part {
+				if !yield(c) {
+					return
+				}
 			}
 		}
 		for _, g := range l.store.All() {
@@ -90,34 +113,65 @@ func (l *Ledger) Snapshot() iter.Seq[relay.Change] {
 	}
 }
 
-// snapshotTables copies everything but the store, under the lock.
-func (l *Ledger) snapshotTables() []relay.Change {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var out []relay.Change
-	for r := range l.revocations.list {
-		out = append(out, relay.Change{Kind: relay.ChangeRevoke, Revocation: r})
+const lockedAtOnce = 1024 // entries copied under one hold of the lock
+
+// saved walks a table that others change meanwhile: its keys are taken first,
+// then the entries that are still there, some at a time.
+func saved[K comparable, V any](l *Ledger, table map[K]V, make func(K, V) []relay.Change) iter.Seq[relay.Change] {
+	return func(yield func(relay.Change) bool) {
+		l.mu.Lock()
+		keys := slices.Collect(maps.Keys(table))
+		l.mu.Unlock()
+		for some := range slices.Chunk(keys, lockedAtOnce) {
+			var out []relay.Change
+			l.mu.Lock()
+			for _, k := range some {
+				if v, ok := table[k]; ok {
+					out = append(out, make(k, v)...)
+				}
+			}
+			l.mu.Unlock()
+			for _, c := range out {
+				if !yield(c) {
+					return
+				}
+			}
+		}
 	}
-	for ref, c := range l.closed {
-		out = append(out, relay.Change{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id, At: c.at, Until: c.until})
-	}
-	for _, h := range l.held {
+}
+
+func (l *Ledger) savedRevocations() iter.Seq[relay.Change] {
+	return saved(l, l.revocations.list, func(r relay.Revocation, _ bool) []relay.Change {
+		return []relay.Change{{Kind: relay.ChangeRevoke, Revocation: r}}
+	})
+}
+
+func (l *Ledger) savedEnds() iter.Seq[relay.Change] {
+	return saved(l, l.closed, func(ref sessionRef, c closing) []relay.Change {
+		return []relay.Change{{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id, At: c.at, Until: c.until}}
+	})
+}
+
+func (l *Ledger) savedHolds() iter.Seq[relay.Change] {
+	return saved(l, l.held, func(_ relay.Key, h *holds) (out []relay.Change) {
 		if h.last.Prefix != 0 {
 			out = append(out, relay.Change{Kind: relay.ChangeGrant, Grant: h.last})
 		}
 		for ref, s := range h.sessions {
 			out = append(out, relay.Change{Kind: relay.ChangeGrant, Grant: s.grant, Ceiling: s.ceiling})
-			if c, ok := l.closed[ref]; s.ended && !ok {
+			if _, ok := l.closed[ref]; s.ended && !ok {
 				ttl := s.grant.Expires.Sub(s.grant.Login)
-				out = append(out, relay.Change{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id,
-					At: s.end.Add(-ttl), Until: later(c.until, s.end)})
+				out = append(out, relay.Change{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id, At: s.end.Add(-ttl), Until: s.end})
 			}
 		}
-	}
-	for _, d := range l.dead {
-		out = append(out, relay.Change{Kind: relay.ChangeGrant, Grant: d.grant})
-	}
-	return out
+		return out
+	})
+}
+
+func (l *Ledger) savedDead() iter.Seq[relay.Change] {
+	return saved(l, l.dead, func(_ relay.Key, d deadGrant) []relay.Change {
+		return []relay.Change{{Kind: relay.ChangeGrant, Grant: d.grant}}
+	})
 }
 
 // Live yields every grant that is in force, in no order.
@@ -139,16 +193,17 @@ func (l *Ledger) Grants() []relay.Grant {
 	})
 }
 
-// Find gives the grant that covers the client now, if any.
-func (l *Ledger) Find(client relay.Key) (relay.Grant, bool) {
-	g, ok := l.store.Get(client)
+// Find gives the grant in force under a key, if any.
+func (l *Ledger) Find(key relay.Key) (relay.Grant, bool) {
+	g, ok := l.store.Get(key)
 	return g, ok && g.Live(l.now()) && !l.revocations.covers(&g)
 }
 
-// Sizes gives how full each bounded table is, for status.
+// Sizes gives how full the tables are, for status.
 func (l *Ledger) Sizes() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return map[string]int{"grants": l.store.Len(), "sessions": len(l.sessions), "closed": len(l.closed),
-		"revocations": len(l.revocations.list), "users": len(l.users.owners)}
+		"revocations": len(l.revocations.list), "users": len(l.users.owners),
+		"dead": len(l.dead), "unpaired": len(l.seen.in)}
 }

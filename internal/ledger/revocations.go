@@ -13,6 +13,7 @@ import (
 // look-ups read without a lock.
 type revocations struct {
 	list  map[relay.Revocation]bool
+	stale bool // the index doesn't have all of list
 	index atomic.Pointer[revocationIndex]
 }
 
@@ -28,16 +29,14 @@ type revocationIndex struct {
 
 func (r *revocations) full() bool { return len(r.list) >= MaxRevocations }
 
-// add answers false for a revocation that is known already.
+// add answers false for a revocation that is known already. The index has it
+// after the next build.
 func (r *revocations) add(v relay.Revocation) bool {
 	if r.list[v] {
 		return false
 	}
-	if r.list == nil {
-		r.list = map[relay.Revocation]bool{}
-	}
 	r.list[v] = true
-	r.build()
+	r.stale = true
 	return true
 }
 
@@ -48,12 +47,16 @@ func (r *revocations) expire(now time.Time) {
 			delete(r.list, v)
 		}
 	}
-	if len(r.list) != n {
-		r.build()
-	}
+	r.stale = r.stale || len(r.list) != n
+	r.build()
 }
 
+// build brings the index up to date, if it isn't.
 func (r *revocations) build() {
+	if !r.stale {
+		return
+	}
+	r.stale = false
 	if len(r.list) == 0 {
 		r.index.Store(nil)
 		return
