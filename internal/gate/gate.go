@@ -4,7 +4,8 @@
 // hands every decision to whoever writes it down. What the answer means is
 // relay.Decide's; no door has a rule of its own.
 //
-// Judge never blocks but to wait for a login, for at most wait_for_login.
+// Judge never blocks but to wait for a login, for at most wait_for_login, and to
+// ask the tables of local domains that can't be listed, where a site has any.
 package gate
 
 import (
@@ -159,36 +160,52 @@ func (g *Gate) Explain(ctx context.Context, q *relay.Query) Explanation {
 	return e
 }
 
+// explain decides. With closed, the door asks about the client: see JudgeClient.
 func (g *Gate) explain(ctx context.Context, q *relay.Query, closed bool) Explanation {
 	r := g.Rules()
 	now := g.now()
 	f := relay.Facts{Client: q.ClientAddress(), Now: now}
 	f.Authenticated = r.TrustAuthenticated && q.Authenticated()
 	f.Trusted = r.Trusts(f.Client)
-	f.Recipient = relay.Foreign
+	whose := relay.Foreign
 	if !closed || q.Rcpt != "" {
-		f.Recipient = g.whose(ctx, r, q)
+		whose = r.Whose(q.Rcpt, &relay.Resolution{MTA: r.Kind(q.Version), Mailer: q.Mailer, Host: q.Host, Addr: q.Addr})
 	}
-	e := Explanation{Recipient: f.Recipient, Client: f.Client, At: now.Wall, began: now.Mono}
-	if closed && f.Recipient == relay.Local {
-		f.Recipient = relay.Unsure // until the client has been looked up
-	}
-	if f.Recipient != relay.Local && f.Client.IsValid() && !f.Authenticated && !f.Trusted {
+	f.Recipient = clientFirst(whose, closed)
+	g.lookup(r, &f)
+	// Tables are slow to ask, so they are asked only when it matters.
+	if d := relay.Decide(&f); d.Verdict != relay.Pass && whose != relay.Local && q.Rcpt != "" && g.domains != nil {
+		whose = g.askTables(ctx, q, whose)
+		f.Recipient = clientFirst(whose, closed)
+		f.Now = g.now()
 		g.lookup(r, &f)
-		if d := relay.Decide(&f); d.Verdict == relay.Refuse && q.Waits != nil && r.WaitForLogin > 0 {
-			e.waited = g.wait(ctx, r, q, &f)
-		}
 	}
-	if e.Recipient == relay.Local && relay.Decide(&f).Verdict != relay.Pass {
+	e := Explanation{Client: f.Client, At: now.Wall, began: now.Mono}
+	if d := relay.Decide(&f); d.Verdict == relay.Refuse && q.Waits != nil && r.WaitForLogin > 0 {
+		e.waited = g.wait(ctx, r, q, &f)
+	}
+	if whose == relay.Local && relay.Decide(&f).Verdict != relay.Pass {
 		f.Recipient = relay.Local
 	}
-	e.Decision, e.Grant = relay.Decide(&f), f.Grant
+	e.Decision, e.Grant, e.Recipient = relay.Decide(&f), f.Grant, whose
 	return e
+}
+
+// clientFirst keeps a door's own recipients out of the decision until the
+// client has been looked up.
+func clientFirst(whose relay.Recipient, closed bool) relay.Recipient {
+	if closed && whose == relay.Local {
+		return relay.Unsure
+	}
+	return whose
 }
 
 // lookup brings what is known about the client's grant, and whether more may
 // be missing than is known.
 func (g *Gate) lookup(r *relay.Rules, f *relay.Facts) {
+	if f.Recipient == relay.Local || f.Authenticated || f.Trusted || !f.Client.IsValid() {
+		return // decided without
+	}
 	grant, err := g.store.Lookup(relay.KeyOf(f.Client, r.IPv6Prefix))
 	f.Grant = grant
 	f.Allowed = grant.Prefix != 0 && g.ledger.Allows(r, grant, f.Client)
@@ -204,15 +221,11 @@ func (g *Gate) lookup(r *relay.Rules, f *relay.Facts) {
 	}
 }
 
-// whose asks the rules, and then the tables that can only be asked: first for
-// the domain the MTA sends the recipient to, then for the one it was written
-// with. An address that began as ours is never refused for good.
-func (g *Gate) whose(ctx context.Context, r *relay.Rules, q *relay.Query) relay.Recipient {
-	res := relay.Resolution{MTA: r.Kind(q.Version), Mailer: q.Mailer, Host: q.Host, Addr: q.Addr}
-	whose := r.Whose(q.Rcpt, &res)
-	if whose == relay.Local || g.domains == nil {
-		return whose
-	}
+// askTables asks the tables that can only be asked about a recipient that the
+// rules don't know to be ours: first for the domain the MTA sends it to, then
+// for the one it was written with. An address that began as ours is never
+// refused for good.
+func (g *Gate) askTables(ctx context.Context, q *relay.Query, whose relay.Recipient) relay.Recipient {
 	address := q.Addr
 	if q.Mailer == "" {
 		address = q.Rcpt
@@ -226,8 +239,8 @@ func (g *Gate) whose(ctx context.Context, r *relay.Rules, q *relay.Query) relay.
 			return relay.Unsure
 		}
 	}
-	if raw := relay.LastDomain(q.Rcpt); whose == relay.Foreign && !(strict && raw == domain) &&
-		g.domains.Ask(ctx, raw) != relay.DomainOther {
+	raw := relay.LastDomain(q.Rcpt)
+	if whose == relay.Foreign && raw != "" && !(strict && raw == domain) && g.domains.Ask(ctx, raw) != relay.DomainOther {
 		return relay.Unsure
 	}
 	return whose

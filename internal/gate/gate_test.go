@@ -262,6 +262,17 @@ func TestReadiness(t *testing.T) {
 			report(g, "a", relay.SourceUp)
 			blind("read up to the present again", false)
 		}},
+		{"a source that is read anew", func(g *Gate, blind func(string, bool)) {
+			g.Sources([]string{"a", "b"})
+			report(g, "a", relay.SourceUp)
+			report(g, "b", relay.SourceUp)
+			time.Sleep(time.Hour)
+			blind("both up", false)
+			report(g, "b", relay.SourceStarting)
+			blind("its replay is unfinished", true)
+			report(g, "b", relay.SourceUp)
+			blind("read up to the present", false)
+		}},
 		{"a source that is no longer configured", func(g *Gate, blind func(string, bool)) {
 			g.Sources([]string{"a", "b"})
 			report(g, "a", relay.SourceUp)
@@ -301,6 +312,29 @@ func TestRulesSwapUnderEveryQuestion(t *testing.T) {
 		if reply := g.Reply(relay.Decision{Verdict: relay.Refuse}, bob); reply.Code != 451 {
 			t.Errorf("reply %v", reply)
 		}
+	})
+}
+
+// slow is a table that takes its time.
+type slow struct{ d time.Duration }
+
+func (s slow) Ask(context.Context, string) relay.Match { time.Sleep(s.d); return relay.DomainOther }
+
+func TestGrantThatEndsWhileATableIsAskedIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, f, _ := setup()
+		f.grant(g, bob)
+		g.domains = slow{time.Hour}
+		start := time.Now()
+		want(t, "a live grant needs no table", g.Judge(t.Context(), foreign(bob, nil)), relay.Pass, relay.ReasonGrant)
+		if d := time.Since(start); d != 0 {
+			t.Errorf("a table was asked for %v", d)
+		}
+		go func() {
+			time.Sleep(10 * time.Minute)
+			f.grant(g, eve)
+		}()
+		want(t, "its grant came and went meanwhile", g.Judge(t.Context(), foreign(eve, nil)), relay.Refuse, relay.ReasonExpired)
 	})
 }
 

@@ -23,7 +23,7 @@ type readiness struct {
 type sourceLife struct {
 	state relay.SourceState
 	since time.Duration // clock that only runs forward, of the last change of Status
-	begun time.Duration // when the source was first known
+	begun time.Duration // when its replay began
 }
 
 // readinessView is what a look-up needs, computed when a source's status
@@ -67,6 +67,9 @@ func (g *Gate) SourceChanged(s relay.SourceState) {
 	changed := life.state.Status != s.Status
 	if changed {
 		life.since = now.Mono
+		if s.Status == relay.SourceStarting {
+			life.begun = now.Mono // it is read anew
+		}
 	}
 	life.state = s
 	if changed {

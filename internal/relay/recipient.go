@@ -163,7 +163,11 @@ func unrouted(local string) bool {
 // notice that an address might be this site's own, so that it is not refused
 // for good.
 func LastDomain(address string) string {
-	return strings.TrimRight(address[strings.LastIndexByte(address, '@')+1:], ".")
+	at := strings.LastIndexByte(address, '@')
+	if at < 0 {
+		return ""
+	}
+	return strings.TrimRight(address[at+1:], ".")
 }
 
 // Whose answers from the MTA's own resolution and the site's domains whose a
