@@ -37,11 +37,12 @@ type daemon struct {
 	control string
 	log     *logReader
 	ready   time.Duration // from its start
+	spent   time.Duration // of processor time until then
 }
 
 // serve starts the daemon in a directory, with the log and the state that are
 // there, and waits until it says that it is ready.
-func (b *bench) serve(dir string, wait time.Duration) (*daemon, error) {
+func (b *bench) serve(dir string, wait time.Duration, env ...string) (*daemon, error) {
 	file := filepath.Join(dir, "milter.yaml")
 	text := fmt.Sprintf(configuration, dir, b.grants+1<<20, wait)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -52,7 +53,7 @@ func (b *bench) serve(dir string, wait time.Duration) (*daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd.Stderr = write
+	cmd.Stderr, cmd.Env = write, append(os.Environ(), env...)
 	d := &daemon{b: b, control: "unix:" + dir + "/control.sock", log: &logReader{ready: make(chan struct{})}}
 	began := time.Now()
 	d.process, err = launch(cmd, dir+"/milter.sock")
@@ -64,7 +65,8 @@ func (b *bench) serve(dir string, wait time.Duration) (*daemon, error) {
 	select {
 	case <-d.log.ready:
 		d.ready = time.Since(began)
-		return d, nil
+		d.spent, err = d.processor()
+		return d, err
 	case err := <-d.exited:
 		return nil, fmt.Errorf("popgate serve: %w: %s", err, d.log.lastLine())
 	case <-time.After(2 * time.Minute):
@@ -77,6 +79,7 @@ func (b *bench) serve(dir string, wait time.Duration) (*daemon, error) {
 type logReader struct {
 	ready   chan struct{}
 	dropped atomic.Int64 // lines that it was too slow for
+	rounds  atomic.Int64 // of the collector, with GODEBUG=gctrace=1
 
 	mu   sync.Mutex
 	last string // before the daemon was ready
@@ -102,6 +105,9 @@ func (l *logReader) read(from io.ReadCloser) {
 			_, n, _ := strings.Cut(strings.TrimSpace(string(line)), " lines=")
 			lines, _ := strconv.ParseInt(n, 10, 64)
 			l.dropped.Add(lines)
+		}
+		if bytes.HasPrefix(line, []byte("gc ")) {
+			l.rounds.Add(1)
 		}
 	}
 }

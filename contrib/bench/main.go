@@ -1,7 +1,7 @@
 // Command bench measures the popgate daemon on this machine, side by side with
 // yardsticks, and prints a table for docs/performance.md.
 //
-//	go run ./contrib/bench [-only rcpt,login,start,memory,sweep] [-rounds N] [-grants N] [-quick]
+//	go run ./contrib/bench [-only start,rcpt,login,sweep,memory] [-rounds N] [-grants N] [-quick]
 //
 // It builds the daemon and runs it as an administrator would: with a
 // configuration file, a log to watch, a state directory and its log in a pipe
@@ -36,9 +36,10 @@ type bench struct {
 	popgate string
 	rounds  int
 	grants  int
-	rcpts   int    // in one turn
-	lines   int    // in one turn
-	idle    int    // connections
+	rcpts   int // in one turn
+	lines   int // in one turn
+	idle    int // connections
+	quick   bool
 	saved   string // the daemon's directory once grants are saved in it
 	report  report
 }
@@ -52,8 +53,8 @@ var measures = []measure{
 	{"start", (*bench).start},
 	{"rcpt", (*bench).rcpt},
 	{"login", (*bench).login},
-	{"memory", (*bench).memory},
 	{"sweep", (*bench).sweep},
+	{"memory", (*bench).memory},
 }
 
 func main() {
@@ -65,9 +66,9 @@ func main() {
 	only := flag.String("only", strings.Join(names, ","), "what to measure")
 	flag.IntVar(&b.rounds, "rounds", 5, "turns that daemon and yardstick take")
 	flag.IntVar(&b.grants, "grants", 1_000_000, "grants that the daemon holds")
-	quick := flag.Bool("quick", false, "a look in a minute: fewer grants, fewer and shorter rounds")
+	flag.BoolVar(&b.quick, "quick", false, "a look in a minute: fewer grants, fewer and shorter rounds")
 	flag.Parse()
-	if *quick {
+	if b.quick {
 		b.rounds, b.grants, b.rcpts, b.lines = min(b.rounds, 3), min(b.grants, 50_000), 20_000, 100
 	}
 	if err := b.run(strings.Split(*only, ",")); err != nil {
@@ -96,17 +97,18 @@ func (b *bench) run(only []string) (err error) {
 	if err := b.command("go", "build", "-trimpath", "-o", b.popgate, "popgate/cmd/popgate"); err != nil {
 		return err
 	}
+	before := loadAverage()
 	for _, m := range measures {
 		if !slices.Contains(only, m.name) {
 			continue
 		}
-		progress("%s", m.name)
+		progress("%s, load average %s", m.name, loadAverage())
 		if err := m.run(b); err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 	}
-	fmt.Printf("%d processors, %s, %s, load average %s, %d rounds, %d grants\n\n",
-		runtime.NumCPU(), runtime.Version(), kernel(), loadAverage(), b.rounds, b.grants)
+	fmt.Printf("%d processors, %s, %s, %d rounds, %d grants, load average %s before and %s after\n\n",
+		runtime.NumCPU(), kernel(), runtime.Version(), b.rounds, b.grants, before, loadAverage())
 	b.report.print(os.Stdout)
 	return nil
 }

@@ -50,22 +50,20 @@ type row struct {
 	beside string // the figures the value was made from
 }
 
-type report struct {
-	rows []row
-}
+type report []row
 
 func (r *report) add(what string, l limit, format string, value float64, beside string, args ...any) {
 	added := row{what, l, value, format, fmt.Sprintf(beside, args...)}
-	r.rows = append(r.rows, added)
+	*r = append(*r, added)
 	progress("%s: "+format+" %s", what, value, added.beside)
 }
 
 // print writes the table in Markdown.
-func (r *report) print(w io.Writer) {
+func (r report) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', 0)
 	fmt.Fprintln(t, "| measured\t| floor\t| target\t| value\t| reaches\t| of\t|")
 	fmt.Fprintln(t, "|---\t|---\t|---\t|---\t|---\t|---\t|")
-	for _, row := range r.rows {
+	for _, row := range r {
 		floor, target := "-", "-"
 		if row.limit.sense != told {
 			floor = fmt.Sprintf(row.format, row.limit.floor)
