@@ -55,8 +55,10 @@ fuzz:
 bench:
 	$(GO) run ./contrib/bench $(BENCH)
 
+# Long runs. Each prints its seed; POPGATE_SEED=n repeats one.
 soak:
-	POPGATE_SOAK=$(SOAK) $(GO) test -timeout 0 -count 1 -v -run 'Soak|Storm|Mutated|Kill' ./...
+	POPGATE_SOAK=$(SOAK) POPGATE_CONVERSATIONS=1000000 $(GO) test -timeout 0 -count 1 -v -run 'Storm|Mutated|Kill|Crash' ./watcher ./milter ./internal/state
+	$(GO) test -timeout 0 -count 200 -run 'Sequence|Changes|Restore' ./internal/ledger
 
 install: build
 	install -D -m 755 $(BIN)/popgate $(DESTDIR)$(PREFIX)/sbin/popgate

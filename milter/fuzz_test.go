@@ -349,12 +349,12 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 }
 
 // TestMutatedConversations runs 5,000 mutated conversations, or as many as
-// MILTER_CONVERSATIONS says, and prints the seed with which MILTER_SEED repeats
+// POPGATE_CONVERSATIONS says, and prints the seed with which POPGATE_SEED repeats
 // a failure.
 func TestMutatedConversations(t *testing.T) {
-	runs := number(t, "MILTER_CONVERSATIONS", 5000)
-	seed := number(t, "MILTER_SEED", uint64(time.Now().UnixNano()))
-	t.Logf("MILTER_CONVERSATIONS=%d MILTER_SEED=%d", runs, seed)
+	runs := number(t, "POPGATE_CONVERSATIONS", 5000)
+	seed := number(t, "POPGATE_SEED", uint64(time.Now().UnixNano()))
+	t.Logf("POPGATE_CONVERSATIONS=%d POPGATE_SEED=%d", runs, seed)
 	all := conversations()
 	var workers sync.WaitGroup
 	const n = 2

@@ -54,6 +54,15 @@ func TestFileFollowsEveryRotation(t *testing.T) {
 			s.append("mail.log", "c\nd\n").copy("mail.log", "mail.log.1").truncate("mail.log", 0)
 			s.append("mail.log", "e\n").step().want("GAP", "c", "d", "e")
 		}},
+		{"copytruncate inside an over-long line, what follows it is found in the copy", func(s *stage) {
+			s.append("mail.log", strings.Repeat("m", MaxLine+10000)).step()
+			s.append("mail.log", "\nc\n").copy("mail.log", "mail.log.1").truncate("mail.log", 0)
+			s.append("mail.log", "d\n").step()
+			if got := strings.Join(s.got, " "); !strings.HasSuffix(got, "c d") {
+				s.T.Errorf("handed over %.200q, want it to end in c and d", got)
+			}
+			s.got = nil
+		}},
 		{"truncated and regrown past the old size", func(s *stage) {
 			s.truncate("mail.log", 0).append("mail.log", "cccc\ndddd\neeee\n").step().want("GAP", "cccc", "dddd", "eeee")
 		}},

@@ -170,8 +170,7 @@ func (w *follower) take(s sibling, from *relay.Position) bool {
 // copyOf looks for the copy that copytruncate made of a file before it emptied
 // it, and gives it at the place up to which the file had been read.
 func (w *follower) copyOf(t *tail) *tail {
-	place := t.position()
-	if place.Offset == 0 {
+	if t.offset == 0 {
 		return nil
 	}
 	for _, s := range w.siblings(t.grown.Add(-time.Second)) {
@@ -179,7 +178,8 @@ func (w *follower) copyOf(t *tail) *tail {
 			continue
 		}
 		if c := w.open(s); c != nil {
-			if c.holds(place) && c.seek(place.Offset) == nil {
+			if c.seek(t.offset) == nil && bytes.Equal(c.before, t.before) {
+				c.skipping = t.skipping
 				return c
 			}
 			w.shut(c)

@@ -21,7 +21,7 @@ import (
 // The storm: several writers, lines in pieces, and every kind of rotation at
 // random moments, with the reader killed and started again in between. Every
 // line that stayed readable must be handed over, and nothing that was never
-// written. POPGATE_STORM=10m makes it long, POPGATE_SEED=n repeats one.
+// written. POPGATE_SOAK=10m makes it long, POPGATE_SEED=n repeats one.
 func TestFileStorm(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -30,7 +30,7 @@ func TestFileStorm(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			length := 2 * time.Second
-			if d, err := time.ParseDuration(os.Getenv("POPGATE_STORM")); err == nil {
+			if d, err := time.ParseDuration(os.Getenv("POPGATE_SOAK")); err == nil {
 				length = d
 			}
 			seed := uint64(time.Now().UnixNano())

@@ -32,27 +32,26 @@ type daemon struct {
 	log     *slog.Logger
 	own     ownAddresses
 
-	store   *cache.Store
-	ledger  *ledger.Ledger
-	gate    *gate.Gate
-	state   *state.State  // nil: nothing is kept
-	damaged time.Duration // until when status tells that saved grants may be missing
-	milter  *milter.Server
-	sites   *sites
-	sources *sources
+	store        *cache.Store
+	ledger       *ledger.Ledger
+	gate         *gate.Gate
+	state        *state.State  // nil: nothing is kept
+	damagedUntil time.Duration // until when status tells that saved grants may be missing
+	milter       *milter.Server
+	sites        *sites
+	sources      *sources
 
 	listeners []openListener
-	group     *errgroup.Group
 
 	reloading sync.Mutex
 	config    atomic.Pointer[config.Config]
 	notice    atomic.Pointer[string] // why the last reload was refused
-	unsure    unsureNotices
+	doubtful  chan gate.Record       // recipients put off as unsure, for the notices
 }
 
 // newDaemon asks for everything that can be refused before anything runs.
 func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*daemon, error) {
-	d := &daemon{env: e, path: path, started: e.now().Wall}
+	d := &daemon{env: e, path: path, started: e.now().Wall, doubtful: make(chan gate.Record, 64)}
 	d.level.Set(cfg.Log.Level)
 	d.queue = logging.NewQueue(e.stderr, cfg.Log.Format == "json")
 	d.log = slog.New(d.queue.Handler(&d.level))
@@ -103,13 +102,13 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 	}
 	var loaded state.Loaded
 	out := d.ledger.Restore(func(yield func(relay.Change) bool) {
-		loaded = s.Load(func(c relay.Change) { yield(c) })
+		loaded = s.Load(func(c relay.Change) { yield(c) }) // Restore takes them all
 	})
 	for _, w := range loaded.Warnings {
 		d.log.Warn("state", "warning", w)
 	}
 	if loaded.Damaged {
-		d.damaged = d.env.now().Mono + cfg.GrantTTL
+		d.damagedUntil = d.env.now().Mono + cfg.GrantTTL
 	}
 	d.log.Info("state read", "dir", cfg.StateDir, "grants", out.Grants, "dropped", out.Dropped, "revocations", out.Revoked)
 	d.state = s // from here on the ledger's batches are kept
@@ -141,7 +140,10 @@ func (d *daemon) feed(b relay.Batch) {
 // record writes a decision down.
 func (d *daemon) record(r gate.Record) {
 	if r.Decision.Reason == relay.ReasonUnsure {
-		d.unsure.note(d.log, &r, d.env.now().Mono)
+		select {
+		case d.doubtful <- r:
+		default: // one of many: the others tell
+		}
 	}
 	if d.level.Level() <= slog.LevelInfo {
 		d.queue.Decision(r)
@@ -156,7 +158,6 @@ func (d *daemon) run(ctx context.Context) error {
 	defer func() { stopLog(); <-logDone }()
 
 	group, ctx := errgroup.WithContext(ctx)
-	d.group = group
 	stateCtx, stopState := context.WithCancel(context.WithoutCancel(ctx))
 	stateDone := make(chan error, 1)
 	if d.state != nil {
@@ -168,8 +169,10 @@ func (d *daemon) run(ctx context.Context) error {
 	group.Go(func() error { return d.store.Sweep(ctx) })
 	group.Go(func() error { return d.sites.run(ctx, d.domainsChanged) })
 	group.Go(func() error { d.housekeep(ctx); return nil })
+	group.Go(func() error { d.noticeUnsure(ctx); return nil })
 	group.Go(func() error { d.reloadOnSignal(ctx); return nil })
-	access := control.Access{ReadGroup: d.readGroup()}
+	access := control.Access{ReadGroup: d.readGroup}
+	d.checkReadGroup()
 	for _, l := range d.listeners {
 		switch l.name {
 		case "milter":
@@ -209,7 +212,6 @@ func (d *daemon) housekeep(ctx context.Context) {
 		case <-tick.C:
 			d.own.read()
 			d.ledger.Tick()
-			d.unsure.forget(d.env.now().Mono)
 		}
 	}
 }

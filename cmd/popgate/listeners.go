@@ -159,7 +159,7 @@ func mayConnect(allow []netip.Prefix) func(netip.Addr) bool {
 	}
 }
 
-// readGroup is the id of control_group, or -1.
+// readGroup is the id of control_group as it is configured now, or -1.
 func (d *daemon) readGroup() int {
 	name := d.config.Load().ControlGroup
 	if name == "" {
@@ -167,7 +167,6 @@ func (d *daemon) readGroup() int {
 	}
 	g, err := user.LookupGroup(name)
 	if err != nil {
-		d.log.Warn("control_group is unknown on this host: only root and popgate's own user may use the control socket", "control_group", name)
 		return -1
 	}
 	gid, err := strconv.Atoi(g.Gid)
@@ -175,4 +174,11 @@ func (d *daemon) readGroup() int {
 		return -1
 	}
 	return gid
+}
+
+// checkReadGroup warns of a control_group that this host doesn't have.
+func (d *daemon) checkReadGroup() {
+	if name := d.config.Load().ControlGroup; name != "" && d.readGroup() < 0 {
+		d.log.Warn("control_group is unknown on this host: only root and popgate's own user may use the control socket", "control_group", name)
+	}
 }

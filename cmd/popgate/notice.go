@@ -1,11 +1,11 @@
 package main
 
 import (
-	"log/slog"
+	"context"
 	"maps"
 	"net"
 	"net/netip"
-	"sync"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -13,47 +13,36 @@ import (
 	"popgate/internal/relay"
 )
 
-// unsureNotices tells the administrator once an hour about a domain for which
-// mail was put off because nobody knows whose it is.
-type unsureNotices struct {
-	mu   sync.Mutex
-	told map[string]time.Duration // when, on the clock that only runs forward
-}
-
 const (
 	unsureEvery = time.Hour
 	maxUnsure   = 1024 // domains remembered; strangers choose them
 )
 
-func (u *unsureNotices) note(log *slog.Logger, r *gate.Record, now time.Duration) {
-	domain, ok := relay.Strict(r.Rcpt)
-	if !ok {
-		domain = ""
-	}
-	u.mu.Lock()
-	at, known := u.told[domain]
-	quiet := known && now-at < unsureEvery || !known && len(u.told) >= maxUnsure
-	if !quiet {
-		if u.told == nil {
-			u.told = map[string]time.Duration{}
+// noticeUnsure tells the administrator, once an hour for each domain, that mail
+// was put off because nobody knows whose it is.
+func (d *daemon) noticeUnsure(ctx context.Context) {
+	told := map[string]time.Duration{} // when, on the clock that only runs forward
+	for {
+		var r gate.Record
+		select {
+		case <-ctx.Done():
+			return
+		case r = <-d.doubtful:
 		}
-		u.told[domain] = now
+		now := d.env.now().Mono
+		maps.DeleteFunc(told, func(_ string, at time.Duration) bool { return now-at >= unsureEvery })
+		domain, plain := relay.Strict(strings.ToLower(r.Rcpt))
+		if _, known := told[domain]; known || len(told) >= maxUnsure {
+			continue
+		}
+		told[domain] = now
+		if plain {
+			d.log.Warn("recipient put off: neither clearly local nor clearly foreign; if its domain is this site's, add it to local_domains",
+				"rcpt", r.Rcpt, "domain", domain)
+		} else {
+			d.log.Warn("recipient put off: its form leaves open whose it is", "rcpt", r.Rcpt)
+		}
 	}
-	u.mu.Unlock()
-	switch {
-	case quiet:
-	case domain == "":
-		log.Warn("recipient put off: its form leaves open whose it is", "rcpt", r.Rcpt)
-	default:
-		log.Warn("recipient put off: neither clearly local nor clearly foreign; if the domain is this site's, add the line",
-			"rcpt", r.Rcpt, "add", "local_domains: ["+domain+"]")
-	}
-}
-
-func (u *unsureNotices) forget(now time.Duration) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	maps.DeleteFunc(u.told, func(_ string, at time.Duration) bool { return now-at >= unsureEvery })
 }
 
 // ownAddresses are this host's own, from which no login is a client's.

@@ -143,6 +143,7 @@ func (o *operator) Status() control.Status {
 	m := d.milter.Stats()
 	st.Connections = map[string]uint64{"open": uint64(m.Open), "total": m.Total, "capped": m.Capped, "denied": m.Denied,
 		"bad_packets": m.BadPackets, "timeouts": m.Timeouts, "panics": m.Panics, "accept_errors": m.AcceptErrors}
+	st.LogDropped = d.queue.Dropped()
 	d.problems(&st)
 	return st
 }
@@ -177,7 +178,7 @@ func (d *daemon) problems(st *control.Status) {
 			st.Problems = append(st.Problems, "state: "+err.Error())
 		}
 	}
-	if d.env.now().Mono < d.damaged {
+	if d.env.now().Mono < d.damagedUntil {
 		st.Problems = append(st.Problems, "state: saved files were damaged at the start, so grants may be missing until their clients log in again; the log says which")
 	}
 	st.Problems = append(st.Problems, d.sites.problems()...)

@@ -62,6 +62,8 @@ func (d *daemon) swap(ctx context.Context) ([]string, error) {
 	rules := cfg.Rules(d.sites.current())
 	d.config.Store(cfg)
 	d.level.Set(cfg.Log.Level)
+	d.checkReadGroup()
+	tuneMemory(cfg)
 	purged := d.ledger.SetRules(rules)
 	d.gate.SetRules(rules)
 	d.sources.swap(plans)

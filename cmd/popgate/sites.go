@@ -99,6 +99,10 @@ func (s *sites) swap(ctx context.Context, cfg *config.Config) error {
 	s.mu.Lock()
 	s.set = next
 	s.mu.Unlock()
+	select { // only the newest matters
+	case <-s.started:
+	default:
+	}
 	s.started <- next
 	return nil
 }

@@ -64,6 +64,9 @@ func printStatus(e *env, st *control.Status) error {
 	fmt.Fprintf(w, "store\t%s\n", store)
 	fmt.Fprintf(w, "local domains\t%d\n", st.Domains)
 	fmt.Fprintf(w, "connections\t%d open, %d in all\n", st.Connections["open"], st.Connections["total"])
+	if st.LogDropped > 0 {
+		fmt.Fprintf(w, "log\t%d lines dropped: whoever reads the log is too slow\n", st.LogDropped)
+	}
 	return w.Flush()
 }
 

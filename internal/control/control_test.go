@@ -56,6 +56,8 @@ func (c *calm) Reload(context.Context) ([]string, error) {
 	return []string{"a note"}, c.fail
 }
 
+func readers(group int) Access { return Access{func() int { return group }} }
+
 func serve(t *testing.T, d Daemon, a Access) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "control")
@@ -84,7 +86,7 @@ func serve(t *testing.T, d Daemon, a Access) string {
 
 func TestEveryCallArrivesAndIsAnswered(t *testing.T) {
 	d := &calm{grants: []relay.Grant{bob}}
-	c := NewClient(serve(t, d, Access{-1}))
+	c := NewClient(serve(t, d, readers(-1)))
 	ctx := t.Context()
 	var listed []Grant
 	if err := c.List(ctx, func(g Grant) error { listed = append(listed, g); return nil }); err != nil || len(listed) != 1 || listed[0] != FromGrant(bob) {
@@ -128,7 +130,7 @@ func TestNoDaemonIsUnreachable(t *testing.T) {
 }
 
 func TestWhatTheDaemonDoesNotKnowIsRefused(t *testing.T) {
-	path := serve(t, &calm{}, Access{-1})
+	path := serve(t, &calm{}, readers(-1))
 	for _, body := range []string{`{"client":"198.51.100.7","forse":true}`, `{"client":"nobody"}`, `[]`, ``, `{"client":"198.51.100.7"`} {
 		conn, err := net.Dial("unix", path)
 		if err != nil {
@@ -179,10 +181,10 @@ func TestOtherUsersMayNothingAndTheGroupMayRead(t *testing.T) {
 		access      Access
 		read, write bool
 	}{
-		{"another user, no control_group", nobody, nil, Access{-1}, false, false},
-		{"another user, not in control_group", nobody, nil, Access{group}, false, false},
-		{"a member of control_group", group, nil, Access{group}, true, false},
-		{"group root is not user root", 0, nil, Access{-1}, false, false},
+		{"another user, no control_group", nobody, nil, readers(-1), false, false},
+		{"another user, not in control_group", nobody, nil, readers(group), false, false},
+		{"a member of control_group", group, nil, readers(group), true, false},
+		{"group root is not user root", 0, nil, readers(-1), false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := &calm{}
@@ -224,7 +226,7 @@ func TestClientThatNeverReadsHoldsUpNobody(t *testing.T) {
 	for i := range many {
 		many[i] = bob
 	}
-	path := serve(t, &calm{grants: many}, Access{-1})
+	path := serve(t, &calm{grants: many}, readers(-1))
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -234,6 +236,52 @@ func TestClientThatNeverReadsHoldsUpNobody(t *testing.T) {
 	n := 0
 	if err := NewClient(path).List(t.Context(), func(Grant) error { n++; return nil }); err != nil || n != len(many) {
 		t.Errorf("another client read %d grants, %v", n, err)
+	}
+}
+
+// busy is a daemon whose revocations take a while.
+type busy struct {
+	calm
+	begun, finish chan struct{}
+}
+
+func (b *busy) Revoke(ctx context.Context, _ RevokeRequest) ([]relay.Grant, error) {
+	close(b.begun)
+	<-b.finish
+	return nil, ctx.Err()
+}
+
+func TestCommandThatHasBegunIsAnsweredWhenTheDaemonStops(t *testing.T) {
+	dir, err := os.MkdirTemp("", "control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	ln, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &busy{begun: make(chan struct{}), finish: make(chan struct{})}
+	ctx, stop := context.WithCancel(t.Context())
+	served, answered := make(chan error, 1), make(chan error, 1)
+	go func() { served <- Serve(ctx, ln, d, readers(-1)) }()
+	go func() {
+		_, err := NewClient(filepath.Join(dir, "s")).Revoke(t.Context(), RevokeRequest{All: true})
+		answered <- err
+	}()
+	<-d.begun
+	stop()
+	select {
+	case err := <-served:
+		t.Errorf("Serve returned with a command running: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(d.finish)
+	if err := <-answered; err != nil {
+		t.Errorf("the command was answered %v", err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -19,12 +19,13 @@ import (
 
 // Access says who may use the socket beyond root and the daemon's own user.
 type Access struct {
-	ReadGroup int // group id whose members may read; -1: none
+	ReadGroup func() int // group id whose members may read; -1: none
 }
 
 const (
 	maxBody      = 64 << 10
 	writeTimeout = 30 * time.Second
+	drainTime    = 2 * time.Second // for commands that have begun, when the daemon stops
 )
 
 type peerKey struct{}
@@ -54,20 +55,26 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          nil,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		// A command that has begun is finished, though ctx ends meanwhile.
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, peerKey{}, peerOf(c))
 		},
 	}
+	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer close(drained)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		if srv.Shutdown(end) != nil {
 			srv.Close()
 		}
 	})
-	defer stop()
-	if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	err := srv.Serve(ln)
+	if !stop() {
+		<-drained
+	}
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control socket %s: %w", ln.Addr(), err)
 	}
 	return nil
@@ -104,10 +111,11 @@ func (s *server) mayRead(p peer) bool {
 	if s.mayWrite(p) {
 		return true
 	}
-	if !p.ok || s.access.ReadGroup < 0 {
+	group := s.access.ReadGroup()
+	if !p.ok || group < 0 {
 		return false
 	}
-	if int(p.gid) == s.access.ReadGroup {
+	if int(p.gid) == group {
 		return true
 	}
 	u, err := user.LookupId(strconv.Itoa(int(p.uid)))
@@ -115,7 +123,7 @@ func (s *server) mayRead(p peer) bool {
 		return false
 	}
 	groups, err := u.GroupIds()
-	return err == nil && slices.Contains(groups, strconv.Itoa(s.access.ReadGroup))
+	return err == nil && slices.Contains(groups, strconv.Itoa(group))
 }
 
 func (s *server) read(h http.HandlerFunc) http.HandlerFunc  { return guard(s.mayRead, h) }

@@ -133,6 +133,7 @@ type Status struct {
 	Domains     int               `json:"local_domains"`
 	Connections map[string]uint64 `json:"connections,omitempty"`
 	Tables      map[string]int    `json:"tables,omitempty"`
+	LogDropped  uint64            `json:"log_dropped,omitempty"` // lines lost because the log's reader was too slow
 }
 
 // Daemon is what the control socket can do. Errors are told to the operator as

@@ -9,6 +9,7 @@
 package logging
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"sync"
@@ -35,7 +36,6 @@ type Queue struct {
 	closed  bool
 
 	dropped atomic.Uint64
-	failed  atomic.Uint64
 }
 
 // line is one of: text, already formatted; or a decision.
@@ -117,7 +117,7 @@ func (q *Queue) Run(ctx context.Context) error {
 func (q *Queue) flush(buf []byte) []byte {
 	if len(buf) > 0 {
 		if _, err := q.out.Write(buf); err != nil {
-			q.failed.Add(1)
+			q.dropped.Add(uint64(bytes.Count(buf, []byte("\n"))))
 		}
 	}
 	return buf[:0]
