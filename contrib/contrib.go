@@ -16,3 +16,48 @@ var PostfixMilter string
 //
 //go:embed sendmail/milter.mc
 var SendmailMilter string
+
+// The closed doors: what follows leaves the MTA's own relay rule shut and asks
+// popgate only about clients to which it would refuse a recipient. With popgate
+// down, remote recipients get a temporary failure, and local mail flows.
+
+// PostfixPolicy goes into main.cf. permit_auth_destination must stand in front,
+// or Postfix's own mail waits for popgate; reject_unauth_destination must stand
+// behind, it is what refuses. The socket's path is relative to the queue
+// directory, so that it is the same for an smtpd in a chroot and for one
+// outside. A second try is for the connection that a restart of popgate has cut.
+//
+//go:embed postfix/policy.cf
+var PostfixPolicy string
+
+// PostfixSocketMap goes into main.cf where the policy service can't. Postfix
+// asks for the client's name as well as for its address, and only the address is
+// answered. Not through proxymap, where one client's wait would hold up others,
+// and not with check_reverse_client_hostname_access, which asks for names that
+// nobody has verified.
+//
+//go:embed postfix/socketmap.cf
+var PostfixSocketMap string
+
+// SendmailSocketMap goes to the end of sendmail.mc. Left and right-hand sides are
+// separated by tabs. A client that may relay skips the rest of check_rcpt, the
+// access map with it.
+//
+//go:embed sendmail/socketmap.mc
+var SendmailSocketMap string
+
+// SendmailDrac is one line that does less: sendmail can't put a recipient off
+// because of it, so that a client gets a 550 while popgate is down or can't tell.
+// It takes every answer but "not found" for a permission: with -T<TMPF> in its
+// arguments it is an open relay as long as popgate is down.
+//
+//go:embed sendmail/drac.mc
+var SendmailDrac string
+
+// EximSocketMap goes into the ACL of acl_smtp_rcpt, behind the statements that
+// accept local domains, trusted hosts and authenticated clients, and before the
+// one that denies the rest. Every answer but the two that are compared whole,
+// and none, puts the recipient off.
+//
+//go:embed exim/socketmap.conf
+var EximSocketMap string
