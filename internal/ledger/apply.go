@@ -43,7 +43,10 @@ func (s *session) endDeadline() time.Duration {
 
 // closing is a session's end that is remembered, so that its login, read again
 // or read late, doesn't open it anew.
-type closing struct{ at, until time.Time }
+type closing struct {
+	at, until time.Time
+	forget    time.Duration // until on the clock that only runs forward
+}
 
 // apply makes a change part of the state and gives back the grants a
 // revocation took away. It is the one place where state changes; it is
@@ -164,11 +167,12 @@ func refOf(g *relay.Grant, key relay.Key) sessionRef {
 func (l *Ledger) applyClose(c *relay.Change, now relay.Now) {
 	ref := sessionRef{c.Source, c.Session}
 	was, known := l.closed[ref]
+	forget := now.Mono + max(0, min(c.Until.Sub(c.At), c.Until.Sub(now.Wall)))
 	switch {
 	case known:
-		l.closed[ref] = closing{earlier(c.At, was.at), later(c.Until, was.until)}
+		l.closed[ref] = closing{earlier(c.At, was.at), later(c.Until, was.until), max(forget, was.forget)}
 	case len(l.closed) < MaxClosed:
-		l.closed[ref] = closing{c.At, c.Until}
+		l.closed[ref] = closing{c.At, c.Until, forget}
 	default:
 		// An end that can't be remembered could be undone by its login's
 		// return: until the source has shown itself again nothing holds.
@@ -205,7 +209,13 @@ func (l *Ledger) closeAt(s *session, at time.Time, now relay.Now) {
 
 func (l *Ledger) applyRevoke(c *relay.Change, now relay.Now) []relay.Grant {
 	r := c.Revocation
-	if !l.revocations.add(r) || l.restoring {
+	keep := r.Until.Sub(r.Time)
+	if l.restoring {
+		// How old it is only the wall clock can tell, which may be wrong just
+		// now: long enough for it to be set right.
+		keep = min(keep, max(time.Hour, l.rules.GrantTTL))
+	}
+	if !l.revocations.add(r, now.Mono+keep) || l.restoring {
 		return nil
 	}
 	l.revocations.build()

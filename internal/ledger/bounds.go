@@ -93,9 +93,9 @@ func (b *bounded[K]) oldest(k K, login func(relay.Key) (int64, bool)) (relay.Key
 	return relay.Key{}, false
 }
 
-// room makes place for a new grant: the oldest of the same user or the same
-// /64 goes when one of them has all it may have. It answers false when the
-// table as a whole is full.
+// room makes place for a new grant: the user's oldest goes when he has all he
+// may have, or all he may have in one /64. Nobody crowds out another's. It
+// answers false when the table as a whole is full.
 func (l *Ledger) room(g *relay.Grant) bool {
 	if m := l.rules.MaxGrantsPerUser; m > 0 && g.User != "" && !g.Operator {
 		user := relay.FoldUser(g.User)
@@ -105,9 +105,9 @@ func (l *Ledger) room(g *relay.Grant) bool {
 			}
 		}
 	}
-	if net, ok := netOf(g); ok {
-		for l.nets.count(net) >= MaxPer64 {
-			if !l.evict(l.nets.oldest(net, l.loginIn(net))) {
+	if n, ok := neighboursOf(g); ok {
+		for l.nets.count(n) >= MaxPer64 {
+			if !l.evict(l.nets.oldest(n, l.loginIn(n))) {
 				break
 			}
 		}
@@ -122,8 +122,8 @@ func (l *Ledger) evict(key relay.Key, ok bool) bool {
 	return ok
 }
 
-// loginOf and loginIn say when the grant of a key logged in, if the user or the
-// network has one there.
+// loginOf and loginIn say when the grant of a key logged in, if the owner has
+// one there.
 func (l *Ledger) loginOf(user string) func(relay.Key) (int64, bool) {
 	return func(k relay.Key) (int64, bool) {
 		g, ok := l.store.Get(k)
@@ -131,21 +131,29 @@ func (l *Ledger) loginOf(user string) func(relay.Key) (int64, bool) {
 	}
 }
 
-func (l *Ledger) loginIn(net [8]byte) func(relay.Key) (int64, bool) {
+func (l *Ledger) loginIn(n neighbours) func(relay.Key) (int64, bool) {
 	return func(k relay.Key) (int64, bool) {
 		g, ok := l.store.Get(k)
-		n, in := netOf(&g)
-		return g.Login.UnixNano(), ok && in && n == net
+		m, in := neighboursOf(&g)
+		return g.Login.UnixNano(), ok && in && m == n
 	}
 }
 
-// netOf gives the /64 of a grant that covers less than one.
-func netOf(g *relay.Grant) (n [8]byte, ok bool) {
+// neighbours are one user's grants in one IPv6 /64, which may be one host's
+// changing addresses.
+type neighbours struct {
+	user string
+	net  [8]byte
+}
+
+// neighboursOf tells of a grant that covers less than a /64.
+func neighboursOf(g *relay.Grant) (n neighbours, ok bool) {
 	if g.Operator || !g.Client.Is6() || g.Prefix <= 64 {
 		return n, false
 	}
 	a := g.Client.As16()
-	copy(n[:], a[:8])
+	copy(n.net[:], a[:8])
+	n.user = relay.FoldUser(g.User)
 	return n, true
 }
 
@@ -157,8 +165,8 @@ func (l *Ledger) index(key relay.Key, g *relay.Grant) {
 	if g.User != "" {
 		l.users.add(relay.FoldUser(g.User), key, at)
 	}
-	if net, ok := netOf(g); ok {
-		l.nets.add(net, key, at)
+	if n, ok := neighboursOf(g); ok {
+		l.nets.add(n, key, at)
 	}
 }
 
@@ -170,8 +178,8 @@ func (l *Ledger) unindex(g *relay.Grant) {
 		user := relay.FoldUser(g.User)
 		l.users.remove(user, l.loginOf(user))
 	}
-	if net, ok := netOf(g); ok {
-		l.nets.remove(net, l.loginIn(net))
+	if n, ok := neighboursOf(g); ok {
+		l.nets.remove(n, l.loginIn(n))
 	}
 }
 

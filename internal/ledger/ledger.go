@@ -39,7 +39,7 @@ const (
 	MaxSessions    = 262144
 	MaxClosed      = 262144
 	MaxRevocations = 65536
-	MaxPer64       = 256 // grants inside one IPv6 /64
+	MaxPer64       = 256 // grants of one user inside one IPv6 /64
 )
 
 const (
@@ -108,7 +108,7 @@ type Ledger struct {
 	seen     *recent[sessionRef]     // logins that did not hold, to notice the first paired logout
 	paired   map[pairing]bool        // sources that have shown a logout of a login they told
 	users    *bounded[string]        // grants of each user, oldest first
-	nets     *bounded[[8]byte]       // grants of each IPv6 /64, oldest first
+	nets     *bounded[neighbours]    // grants of each user in one IPv6 /64, oldest first
 	step     clockStep
 	fullEnds atomic.Int64 // on the clock that only runs forward: until when a client may have logged in for nothing
 
@@ -140,9 +140,9 @@ func New(o Options) *Ledger {
 		seen:     newRecent[sessionRef](MaxSessions),
 		paired:   map[pairing]bool{},
 		users:    newBounded[string](),
-		nets:     newBounded[[8]byte](),
+		nets:     newBounded[neighbours](),
 
-		revocations: revocations{list: map[relay.Revocation]bool{}},
+		revocations: revocations{list: map[relay.Revocation]time.Duration{}},
 	}
 }
 
@@ -288,7 +288,7 @@ func (l *Ledger) Tick() {
 		}
 	}
 	for ref, c := range l.closed {
-		if now.Wall.After(c.until) {
+		if now.Wall.After(c.until) && now.Mono > c.forget {
 			delete(l.closed, ref)
 		}
 	}
@@ -297,7 +297,7 @@ func (l *Ledger) Tick() {
 			delete(l.dead, k)
 		}
 	}
-	l.revocations.expire(now.Wall)
+	l.revocations.expire(now)
 }
 
 // Gone is told by the store that housekeeping removed an ended grant.

@@ -383,7 +383,6 @@ func TestOne64HoldsNoMoreThanItsShare(t *testing.T) {
 		a := netip.MustParseAddr("2001:db8::").As16()
 		a[14], a[15] = byte(i>>8), byte(i)
 		ev := b.event(relay.Login, netip.AddrFrom16(a), "")
-		ev.User = "u" + string(rune('a'+i%26)) + string(rune('a'+i/26))
 		b.Event(ev)
 		b.pass(time.Second)
 	}
@@ -590,5 +589,94 @@ func TestManyRevocationsAreRestoredAtOnce(t *testing.T) {
 	b.rules.MaxGrants = 1 << 20
 	if out := b.Restore(slices.Values(changes)); out.Grants != 0 || out.Revoked != 20000 {
 		t.Errorf("restored %+v", out)
+	}
+}
+
+func TestClockThatJumpsAheadAndBackBringsNobodyBack(t *testing.T) {
+	b := newBench(t)
+	b.pair()
+	b.login(eve, "held")
+	b.pass(time.Minute)
+	if _, err := b.Revoke(relay.Revocation{Network: netip.PrefixFrom(eve, 32)}, 48*time.Hour, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.step(96 * time.Hour)
+	b.Tick()
+	b.step(-96 * time.Hour)
+	b.SetRules(b.rules)
+	b.wantLive(eve, false, "its session, after the clock went astray")
+	b.pass(time.Hour)
+	b.want(b.login(eve, ""), Revoked, "a login during the block")
+	b.pass(48 * time.Hour)
+	b.want(b.login(eve, ""), Granted, "a login after the block")
+}
+
+func TestRestoreUnderAClockThatIsAheadForgetsNoRevocation(t *testing.T) {
+	b := newBench(t)
+	b.login(eve, "")
+	b.pass(time.Minute)
+	b.Revoke(relay.Revocation{User: "bob"}, 0, nil)
+	saved := slices.Collect(b.Snapshot())
+	c := newBench(t)
+	c.now = relay.Now{Wall: b.now.Wall.Add(72 * time.Hour)}
+	c.Restore(slices.Values(saved))
+	c.pass(time.Minute)
+	c.Tick()
+	c.step(-72 * time.Hour)
+	ev := c.event(relay.Login, eve, "")
+	ev.Time, ev.Live = noon, false
+	if o, _ := c.Event(ev); o == Granted || len(c.revocations.list) != 1 {
+		t.Errorf("the revoked login read again after the clock was set right: %v, %d revocations in force", o, len(c.revocations.list))
+	}
+}
+
+func TestOldLineReadAgainAfterTheClockWasSetBackIsStale(t *testing.T) {
+	b := newBench(t)
+	ev := b.event(relay.Login, bob, "")
+	b.Event(ev)
+	b.pass(40 * time.Minute)
+	b.wantLive(bob, false, "expired")
+	b.step(-20 * time.Minute)
+	b.pass(time.Second)
+	ev.Live = false
+	o, _ := b.Event(ev)
+	b.want(o, Stale, "a line of 40 minutes ago, read again by a clock set back 20")
+}
+
+func TestNeverGrantHoldsInsideAGrantedPrefix(t *testing.T) {
+	b := newBench(t)
+	b.rules.IPv6Prefix = 64
+	never := netip.MustParseAddr("2001:db8::66")
+	b.rules.NeverGrant = []netip.Prefix{netip.PrefixFrom(never, 128)}
+	b.login(netip.MustParseAddr("2001:db8::7"), "")
+	b.wantLive(netip.MustParseAddr("2001:db8::8"), true, "a neighbour")
+	b.wantLive(never, false, "never_grant inside the prefix")
+}
+
+func TestRevocationBetweenLookUpAndAnswerCounts(t *testing.T) {
+	b := newBench(t)
+	b.login(bob, "")
+	g, _ := b.store.Get(relay.KeyOf(bob, 128)) // a look-up under way
+	b.Revoke(relay.Revocation{All: true}, 0, nil)
+	if b.Allows(b.rules, g, bob) {
+		t.Error("a revoked grant is allowed")
+	}
+}
+
+func TestNobodyCrowdsOutAnotherInTheSame64(t *testing.T) {
+	b := newBench(t)
+	alice := netip.MustParseAddr("2001:db8::a:1")
+	ev := b.event(relay.Login, alice, "")
+	ev.User = "alice"
+	b.Event(ev)
+	b.pass(time.Second)
+	for i := range MaxPer64 + 8 {
+		ev := b.event(relay.Login, netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)}), "")
+		ev.User = "mallory"
+		b.Event(ev)
+	}
+	b.wantLive(alice, true, "alice")
+	if len(b.store) != MaxPer64+1 {
+		t.Errorf("%d grants, want mallory's %d and alice's", len(b.store), MaxPer64)
 	}
 }

@@ -288,6 +288,11 @@ func runSequence(t *testing.T, r *rand.Rand, b *bench) (lived int) {
 			note("revoke %s", c)
 		case 6:
 			d := time.Duration(r.IntN(7200)-3600) * time.Second
+			if r.IntN(8) == 0 { // far ahead and back again, with housekeeping in between
+				b.step(96 * time.Hour)
+				b.Tick()
+				b.step(-96 * time.Hour)
+			}
 			b.step(d)
 			note("step %v", d)
 		case 7:

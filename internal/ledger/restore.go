@@ -35,7 +35,7 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 		l.apply(&c, now)
 	}
 	l.restoring = false
-	l.revocations.expire(now.Wall)
+	l.revocations.build()
 	l.takeRevoked(now)
 	out.Revoked = len(l.revocations.list)
 	for _, g := range l.store.All() {
@@ -141,7 +141,7 @@ func saved[K comparable, V any](l *Ledger, table map[K]V, make func(K, V) []rela
 }
 
 func (l *Ledger) savedRevocations() iter.Seq[relay.Change] {
-	return saved(l, l.revocations.list, func(r relay.Revocation, _ bool) []relay.Change {
+	return saved(l, l.revocations.list, func(r relay.Revocation, _ time.Duration) []relay.Change {
 		return []relay.Change{{Kind: relay.ChangeRevoke, Revocation: r}}
 	})
 }

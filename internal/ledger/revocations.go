@@ -12,8 +12,8 @@ import (
 // revocations keeps every revocation in force, and an index of them that
 // look-ups read without a lock.
 type revocations struct {
-	list  map[relay.Revocation]bool
-	stale bool // the index doesn't have all of list
+	list  map[relay.Revocation]time.Duration // until when each is kept at least, on the clock that only runs forward
+	stale bool                               // the index doesn't have all of list
 	index atomic.Pointer[revocationIndex]
 }
 
@@ -31,23 +31,24 @@ func (r *revocations) full() bool { return len(r.list) >= MaxRevocations }
 
 // add answers false for a revocation that is known already. The index has it
 // after the next build.
-func (r *revocations) add(v relay.Revocation) bool {
-	if r.list[v] {
+func (r *revocations) add(v relay.Revocation, keep time.Duration) bool {
+	if _, known := r.list[v]; known {
 		return false
 	}
-	r.list[v] = true
+	r.list[v] = keep
 	r.stale = true
 	return true
 }
 
-func (r *revocations) expire(now time.Time) {
-	n := len(r.list)
-	for v := range r.list {
-		if now.After(v.Until) {
+// expire forgets what is over by both clocks: a wall clock that jumps ahead for
+// a moment must not bring anybody back.
+func (r *revocations) expire(now relay.Now) {
+	for v, keep := range r.list {
+		if now.Wall.After(v.Until) && now.Mono > keep {
 			delete(r.list, v)
+			r.stale = true
 		}
 	}
-	r.stale = r.stale || len(r.list) != n
 	r.build()
 }
 
