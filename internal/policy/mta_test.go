@@ -54,6 +54,7 @@ type outcome string
 const (
 	taken    outcome = "taken"
 	deferred outcome = "put off"
+	refused  outcome = "refused"
 	notTaken outcome = "not taken" // put off or refused
 )
 
@@ -63,6 +64,8 @@ func (o outcome) is(code int) bool {
 		return code == 250
 	case deferred:
 		return code >= 400 && code < 500
+	case refused:
+		return code >= 500
 	default:
 		return code >= 400
 	}
