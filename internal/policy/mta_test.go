@@ -10,6 +10,7 @@ import (
 
 	"popgate/contrib"
 	"popgate/internal/lab"
+	"popgate/internal/relay"
 )
 
 // at makes the server listen where the MTA looks for it, for all users of the
@@ -169,6 +170,26 @@ func TestDracWithTemporaryFailuresIsAnOpenRelay(t *testing.T) {
 		}
 		if got := rcpt(t, h, maybe, "x@remote.test"); got != 250 {
 			t.Errorf("popgate can't tell: %d; the trap is gone, take the warnings out", got)
+		}
+	})
+}
+
+// A daemon that takes connections and answers nothing, as a stopped process does.
+func TestPostfixPutsOffWhilePopgateIsFrozen(t *testing.T) {
+	lab.Isolated(t, func(t *testing.T, h *lab.Host) {
+		h.Postfix(t, lab.PostfixOptions{Main: []string{strings.Replace(contrib.PostfixPolicy, "timeout=10s", "timeout=1s", 1)}})
+		frozen := &witness{answer: func(ctx context.Context, _ *relay.Query) relay.Decision {
+			<-ctx.Done()
+			return relay.Decision{}
+		}}
+		defer at(t, "/var/spool/postfix/popgate/policy.sock", NewDelegation(frozen, Options{}))()
+		for _, client := range []string{bob, eve} {
+			if got := rcpt(t, h, client, "x@remote.test"); got != 451 {
+				t.Errorf("%s to a remote recipient: %d, want 451", client, got)
+			}
+			if got := rcpt(t, h, client, "alice@local.test"); got != 250 {
+				t.Errorf("%s to a local recipient: %d, want 250", client, got)
+			}
 		}
 	})
 }
