@@ -170,6 +170,12 @@ var attacks = []struct {
 		"ftpd: imap-login: Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
 	}},
 
+	{"login that names no mail process", "dovecot", []string{
+		"dovecot: imap-login: Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, session=<abcd>",
+		"dovecot: imap-login: Logged in: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, TLS, session=<abcd>",
+		"dovecot: imap-login: Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=, session=<abcd>",
+	}},
+
 	{"reverse name that is an address, in a failed login", "cyrus", []string{
 		"cyrus/imap: badlogin: 203.0.113.66 [192.0.2.46] plaintext (x [203.0.113.66] victim plaintext User logged in) [SASL(-13): user not found: checkpass failed]",
 	}},
@@ -187,6 +193,9 @@ var attacks = []struct {
 	}},
 	{"other case", "cyrus", []string{
 		"cyrus/imap: login: [203.0.113.66] victim plaintext user logged in sessionid=<a-1>",
+	}},
+	{"password not checked at all (imapd -N)", "cyrus", []string{
+		"cyrus/imap: login: [203.0.113.66] victim nopassword User logged in SESSIONID=<a-1>",
 	}},
 	{"no session", "cyrus", []string{"cyrus/imap: login: [203.0.113.66] victim plaintext User logged in"}},
 	{"tag without a service", "cyrus", []string{"cyrus: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1>"}},
@@ -220,6 +229,56 @@ func TestAttacks(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// anonymousLogins are lines of logins that needed no password. They are of a
+// known form, so they aren't counted as unparsed either.
+var anonymousLogins = []struct{ name, format, line string }{
+	{"SASL ANONYMOUS", "dovecot", "dovecot: imap-login: Login: user=<anonymous>, method=ANONYMOUS, rip=203.0.113.66, lip=192.0.2.1, mpid=7, session=<abc>"},
+	{"SASL ANONYMOUS, 2.4", "dovecot", "dovecot: pop3-login: Logged in: user=<anonymous>, method=ANONYMOUS, rip=203.0.113.66, lip=192.0.2.1, mpid=7, TLS, session=<abc>"},
+	{"SASL ANONYMOUS, anonymous_username of the site's own", "dovecot", "dovecot: imap-login: Login: user=<archive>, method=ANONYMOUS, rip=203.0.113.66, lip=192.0.2.1, mpid=7, session=<abc>"},
+	{"SASL ANONYMOUS, proxied", "dovecot", "dovecot: imap-login: proxy(archive,192.0.2.9:143): Started proxying to remote host (0.010 secs): user=<archive>, method=ANONYMOUS, rip=203.0.113.66, lip=192.0.2.1, session=<abc>"},
+	{"SASL ANONYMOUS, end of a proxied session", "dovecot", "dovecot: imap-login: proxy(archive,192.0.2.9:143): Disconnected by client (1s idle, in=4, out=5): user=<archive>, method=ANONYMOUS, rip=203.0.113.66, lip=192.0.2.1, session=<abc>"},
+	{"the anonymous user by another mechanism, as a proxy passes it on", "dovecot", "dovecot: imap-login: Login: user=<Anonymous>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=7, session=<abc>"},
+	{"SASL ANONYMOUS", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous ANONYMOUS User logged in SESSIONID=<x-1-2-3>"},
+	{"SASL ANONYMOUS with TLS and a name", "cyrus", "cyrus/pop3s[7]: login: a.example [203.0.113.66] archive ANONYMOUS+TLS User logged in SESSIONID=<x-1-2-3>"},
+	{"mechanism in the client's case", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous anonymous User logged in SESSIONID=<x-1-2-3>"},
+	{"allowanonymouslogin", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous me@example.net"},
+	{"allowanonymouslogin with a login as password", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous plaintext User logged in SESSIONID=<x-1-2-3>"},
+	{"an account that is open to all", "courier", "pop3d: LOGIN, user=anonymous, ip=[::ffff:203.0.113.66], port=[60137]"},
+}
+
+func TestAnonymousLoginGrantsNothing(t *testing.T) {
+	for _, l := range anonymousLogins {
+		t.Run(l.format+": "+l.name, func(t *testing.T) {
+			p, err := New(l.format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parseLine(t, p, opened)
+			if e, result := parseLine(t, p, l.line); result != None || e != (relay.Event{}) {
+				t.Errorf("%q gave %v %+v, want none", l.line, result, e)
+			}
+		})
+	}
+}
+
+// What only looks like the anonymous user is somebody's real name.
+func TestAccountNamedLikeTheAnonymousUserIsRead(t *testing.T) {
+	for format, line := range map[string]string{
+		"dovecot": "dovecot: imap-login: Login: user=<anonymous@example.net>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=7, session=<abc>",
+		"cyrus":   "cyrus/imap[7]: login: [192.0.2.7] anonymous.coward PLAIN User logged in SESSIONID=<x-1-2-3>",
+		"courier": "pop3d: LOGIN, user=anonymouse, ip=[::ffff:192.0.2.7], port=[60137]",
+	} {
+		p, err := New(format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parseLine(t, p, opened)
+		if _, result := parseLine(t, p, line); result != Login {
+			t.Errorf("%q: %v, want login", line, result)
+		}
 	}
 }
 

@@ -167,6 +167,9 @@ func (c *courier) Parse(m *Message) (relay.Event, Result) {
 		if !ok || !s.courierLoginEnd(service) || !l.admits(from, m.Stamp) {
 			return relay.Event{}, Unparsed
 		}
+		if anonymous(e.User) {
+			return relay.Event{}, None
+		}
 		e.Kind = relay.Login
 		return e, Login
 	}

@@ -59,6 +59,11 @@ func (p *custom) Parse(m *Message) (relay.Event, Result) {
 		claim = Unparsed
 		e := relay.Event{Kind: relay.Login, Service: p.service}
 		if p.login.read(m.Text, &e) {
+			// The pattern may have no group for the mechanism, so the word is
+			// looked for wherever it stands.
+			if anonymous(e.User) || bytes.Contains(m.Text, []byte("ANONYMOUS")) {
+				return relay.Event{}, None
+			}
 			return e, Login
 		}
 	}

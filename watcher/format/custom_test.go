@@ -126,6 +126,28 @@ func TestCustomReadsNothingElse(t *testing.T) {
 	}
 }
 
+func TestCustomAnonymousLoginGrantsNothing(t *testing.T) {
+	p, err := NewCustom(Custom{
+		Name: "acme", Tag: "acme-pop", Logout: `logout from (?P<client>[0-9a-f.:]+) user (?P<user>.*), [A-Z0-9-]+`,
+		Pattern: `login from (?P<client>[0-9a-f.:]+) user (?P<user>.*), [A-Z0-9-]+`,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]Result{
+		"login from 192.0.2.7 user bob, PLAIN":                   Login,
+		"login from 192.0.2.7 user anonymous@example.net, PLAIN": Login,
+		"login from 203.0.113.66 user archive, ANONYMOUS":        None,
+		"login from 203.0.113.66 user anonymous, PLAIN":          None,
+		"login from 203.0.113.66 user Anonymous, PLAIN":          None,
+		"logout from 203.0.113.66 user archive, ANONYMOUS":       Logout,
+	} {
+		if e, got := p.Parse(&Message{Tag: []byte("acme-pop"), Text: []byte(text)}); got != want || want == None && e != (relay.Event{}) {
+			t.Errorf("%q: %v %+v, want %v", text, got, e, want)
+		}
+	}
+}
+
 func TestCustomRefusesUsersThatEndFields(t *testing.T) {
 	p, err := NewCustom(Custom{
 		Name: "acme", Tag: "acme-pop",

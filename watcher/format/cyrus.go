@@ -12,6 +12,10 @@ import (
 // The owner of the client's address chooses name, its reverse name, and may
 // choose one that looks like an address; only what stands in brackets counts.
 // A name of more than one word, or a user of more than one, is refused.
+//
+// With allowanonymouslogin Cyrus lets the user anonymous in and logs "login: [A]
+// anonymous PASSWORD". So what follows that user may be the stranger's, up to
+// "plaintext User logged in SESSIONID=<x>", and is not read at all.
 type cyrus struct{}
 
 func (*cyrus) Gap() {}
@@ -39,34 +43,39 @@ func (*cyrus) Parse(m *Message) (relay.Event, Result) {
 	if !s.lit("login: ") {
 		return relay.Event{}, None
 	}
-	e := relay.Event{Kind: relay.Login, Service: service}
-	if service == relay.ServiceUnknown || !s.cyrusLogin(&e) {
+	if service == relay.ServiceUnknown {
 		return relay.Event{}, Unparsed
 	}
-	return e, Login
+	return s.cyrusLogin(service)
 }
 
 // cyrusLogin reads what follows "login: " to the end of the message.
-func (s *scanner) cyrusLogin(e *relay.Event) bool {
+func (s *scanner) cyrusLogin(service relay.Service) (relay.Event, Result) {
 	if s.word(&nameChars) && !s.lit(" ") || !s.lit("[") {
-		return false
+		return relay.Event{}, Unparsed
 	}
 	client, ok := s.address()
 	if !ok || !s.lit("] ") {
-		return false
+		return relay.Event{}, Unparsed
 	}
 	user, ok := s.until(' ')
 	if !ok || !plainUser(user) {
-		return false
+		return relay.Event{}, Unparsed
+	}
+	if anonymous(string(user)) {
+		return relay.Event{}, None
 	}
 	s.lit(" ")
-	if !s.lit("plaintext") && !s.word(&mechanismChars) {
-		return false
+	mechanism := s.run(&mechanismChars)
+	if len(mechanism) == 0 && !s.lit("plaintext") {
+		return relay.Event{}, Unparsed
 	}
 	s.lit("+TLS")
 	if !s.lit(" User logged in SESSIONID=<") || !s.word(&nameChars) || !s.lit(">") || !s.done() {
-		return false
+		return relay.Event{}, Unparsed
 	}
-	e.Client, e.User = client, string(user)
-	return true
+	if anonymous(string(mechanism)) {
+		return relay.Event{}, None
+	}
+	return relay.Event{Kind: relay.Login, Service: service, User: string(user), Client: client}, Login
 }

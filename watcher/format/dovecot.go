@@ -75,13 +75,12 @@ func dovecotLogin(s scanner, service relay.Service, file bool) (relay.Event, Res
 	e := relay.Event{Kind: relay.Login, Service: service}
 	switch {
 	case s.lit("Login: ") || s.lit("Logged in: "):
-		if user, ok := s.dovecotFields(&e, true); ok {
-			e.User = string(user)
-			return e, Login
+		if method, ok := s.dovecotFields(&e, true); ok {
+			return dovecotEvent(&e, method)
 		}
 	case s.lit("proxy("):
-		if result := s.dovecotProxy(&e); result != None {
-			return e, result
+		if method, ok := s.dovecotProxy(&e); ok {
+			return dovecotEvent(&e, method)
 		}
 	}
 	if looksLikeDovecotLogin(whole) {
@@ -90,45 +89,51 @@ func dovecotLogin(s scanner, service relay.Service, file bool) (relay.Event, Res
 	return relay.Event{}, None
 }
 
+// dovecotEvent is what a login process's line tells that was read to its end.
+func dovecotEvent(e *relay.Event, method []byte) (relay.Event, Result) {
+	switch {
+	case anonymous(string(method)), anonymous(e.User):
+		return relay.Event{}, None
+	case e.Kind == relay.Logout:
+		return *e, Logout
+	}
+	return *e, Login
+}
+
 // dovecotProxy reads a line about a proxied session after "proxy(".
-func (s *scanner) dovecotProxy(e *relay.Event) Result {
+func (s *scanner) dovecotProxy(e *relay.Event) (method []byte, ok bool) {
 	name, ok := s.until(',')
 	if !ok || !s.lit(",") || !s.word(&destChars) || !s.lit("): ") {
-		return None
+		return nil, false
 	}
-	result := None
 	switch {
 	case s.lit("Started proxying to "):
 		if !s.lit("remote host") && (!s.lit("<") || !s.word(&destChars) || !s.lit(">")) ||
 			!s.lit(" (") || !s.word(&secondsChars) || !s.lit(" secs): ") {
-			return None
+			return nil, false
 		}
-		result = Login
 	case s.lit("Disconnected by client (") || s.lit("Disconnected by server ("):
 		if !s.word(&trafficChars) || !s.lit("): ") {
-			return None
+			return nil, false
 		}
-		e.Kind, result = relay.Logout, Logout
+		e.Kind = relay.Logout
 	default:
-		return None
+		return nil, false
 	}
-	user, ok := s.dovecotFields(e, false)
-	if !ok || !bytes.Equal(user, name) {
-		return None
-	}
-	e.User = string(user)
-	return result
+	method, ok = s.dovecotFields(e, false)
+	return method, ok && e.User == string(name)
 }
 
 // dovecotFields reads the fields of a login to the end of the message.
-func (s *scanner) dovecotFields(e *relay.Event, mpid bool) (user []byte, ok bool) {
+func (s *scanner) dovecotFields(e *relay.Event, mpid bool) (method []byte, ok bool) {
 	if !s.lit("user=<") {
 		return nil, false
 	}
-	if user, ok = s.until('>'); !ok || !plainUser(user) {
+	user, ok := s.until('>')
+	if !ok || !plainUser(user) || !s.lit(">, method=") {
 		return nil, false
 	}
-	if !s.lit(">, method=") || !s.word(&methodChars) || !s.lit(", rip=") {
+	if method = s.run(&methodChars); len(method) == 0 || !s.lit(", rip=") {
 		return nil, false
 	}
 	client, ok := s.address()
@@ -149,8 +154,8 @@ func (s *scanner) dovecotFields(e *relay.Event, mpid bool) (user []byte, ok bool
 	if len(session) == 0 || !s.lit(">") || !s.done() {
 		return nil, false
 	}
-	e.Client, e.Session = client, string(session)
-	return user, true
+	e.User, e.Client, e.Session = string(user), client, string(session)
+	return method, true
 }
 
 // dovecotSecurity takes ", TLS" or ", secured", and the TLS layer's last word

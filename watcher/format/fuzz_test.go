@@ -166,6 +166,9 @@ func FuzzDovecot(f *testing.F) {
 			f.Add(a.lines[len(a.lines)-1][len("dovecot: "):], false)
 		}
 	}
+	for _, l := range anonymousLogins {
+		f.Add(strings.TrimPrefix(l.line, "dovecot: "), false)
+	}
 	f.Fuzz(func(t *testing.T, text string, file bool) {
 		m := Message{Tag: []byte("dovecot"), Transport: Syslog, Text: []byte(text)}
 		if file {
@@ -178,6 +181,10 @@ func FuzzDovecot(f *testing.F) {
 
 func FuzzCyrus(f *testing.F) {
 	eachMessage(f, "cyrus", func(m *Message) { f.Add(string(m.Tag), string(m.Text)) })
+	for _, l := range anonymousLogins {
+		_, text, _ := strings.Cut(l.line, ": ")
+		f.Add("cyrus/imap", text)
+	}
 	f.Fuzz(func(t *testing.T, tag, text string) {
 		e, result := new(cyrus).Parse(&Message{Tag: []byte(tag), Text: []byte(text)})
 		agree(t, tag+": "+text, e, result, oracleCyrusEvent(tag, text))
@@ -200,6 +207,9 @@ func FuzzCourier(f *testing.F) {
 		if a.format == "courier" {
 			f.Add("1 " + strings.Join(a.lines, "\n1 "))
 		}
+	}
+	for _, l := range anonymousLogins {
+		f.Add("1 " + opened + "\n1 " + l.line)
 	}
 	f.Fuzz(func(t *testing.T, input string) {
 		var log []courierRecord

@@ -3,6 +3,7 @@ package format
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -18,7 +19,7 @@ const (
 	reAddr    = `([0-9a-fA-F.:]+)`
 	reUser    = `([^\x00-\x1f\x7f<>,\[\]]+)`
 	reSession = `([A-Za-z0-9+/=]+)`
-	reFields  = `user=<` + reUser + `>, method=[A-Z0-9_-]+, rip=` + reAddr + `, lip=` + reAddr
+	reFields  = `user=<` + reUser + `>, method=([A-Z0-9_-]+), rip=` + reAddr + `, lip=` + reAddr
 	reEnd     = `(?:, secured|, TLS)?(?:, TLS(?: handshaking)?: [A-Za-z0-9 ._:()/'-]*)?, session=<` + reSession + `>`
 	reDest    = `[A-Za-z0-9._:\[\]-]+`
 	reProxy   = `proxy\(([^,]*),` + reDest + `\): `
@@ -34,7 +35,7 @@ var (
 	oracleMaster = anchored(`master: (?:(Warning: )Killed with signal [0-9]+ \(by pid=[^\x00-\x1f\x7f]*|(Info: )?Dovecot v[A-Za-z0-9.+~-]+(?: \([A-Za-z0-9.+~-]+\))? starting up[^\x00-\x1f\x7f]*)`)
 
 	oracleCyrusTag = anchored(`(?:cyrus/)?(pop3|imap)s?`)
-	oracleCyrus    = anchored(`login: (?:[A-Za-z0-9._-]+ )?\[` + reAddr + `\] ([^\x00-\x20\x7f<>,\[\]]+) (?:plaintext|[A-Z0-9_-]+)(?:\+TLS)? User logged in SESSIONID=<[A-Za-z0-9._-]+>`)
+	oracleCyrus    = anchored(`login: (?:[A-Za-z0-9._-]+ )?\[` + reAddr + `\] ([^\x00-\x20\x7f<>,\[\]]+) (plaintext|[A-Z0-9_-]+)(?:\+TLS)? User logged in SESSIONID=<[A-Za-z0-9._-]+>`)
 
 	oracleInvisible = regexp.MustCompile(`[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]`)
 )
@@ -48,6 +49,10 @@ func oracleUser(s string) bool {
 		!strings.ContainsAny(s, "<>,[]") && !oracleInvisible.MatchString(s)
 }
 
+func oracleAnonymous(words ...string) bool {
+	return slices.ContainsFunc(words, func(w string) bool { return strings.ToLower(w) == "anonymous" })
+}
+
 func oracleAddr(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
 	return a.Unmap(), err == nil && a.Zone() == ""
@@ -57,20 +62,20 @@ func oracleAddr(s string) (netip.Addr, bool) {
 func oracleDovecot(text string, file bool) relay.Event {
 	info := func(s string) bool { return (s != "") == file }
 	if g := oracleLogin.FindStringSubmatch(text); g != nil {
-		client, ok1 := oracleAddr(g[4])
-		_, ok2 := oracleAddr(g[5])
-		if !info(g[2]) || !oracleUser(g[3]) || !ok1 || !ok2 {
+		client, ok1 := oracleAddr(g[5])
+		_, ok2 := oracleAddr(g[6])
+		if !info(g[2]) || !oracleUser(g[3]) || oracleAnonymous(g[3], g[4]) || !ok1 || !ok2 {
 			return relay.Event{}
 		}
-		return relay.Event{Kind: relay.Login, Service: oracleServices[g[1]], User: g[3], Client: client, Session: g[6]}
+		return relay.Event{Kind: relay.Login, Service: oracleServices[g[1]], User: g[3], Client: client, Session: g[7]}
 	}
 	if g := oracleProxy.FindStringSubmatch(text); g != nil {
-		client, ok1 := oracleAddr(g[6])
-		_, ok2 := oracleAddr(g[7])
-		if !info(g[2]) || !oracleUser(g[5]) || g[3] != g[5] || !ok1 || !ok2 {
+		client, ok1 := oracleAddr(g[7])
+		_, ok2 := oracleAddr(g[8])
+		if !info(g[2]) || !oracleUser(g[5]) || oracleAnonymous(g[5], g[6]) || g[3] != g[5] || !ok1 || !ok2 {
 			return relay.Event{}
 		}
-		e := relay.Event{Kind: relay.Login, Service: oracleServices[g[1]], User: g[5], Client: client, Session: g[8]}
+		e := relay.Event{Kind: relay.Login, Service: oracleServices[g[1]], User: g[5], Client: client, Session: g[9]}
 		if g[4] != "" {
 			e.Kind = relay.Logout
 		}
@@ -102,7 +107,7 @@ func oracleCyrusEvent(tag, text string) relay.Event {
 		return relay.Event{}
 	}
 	client, ok := oracleAddr(g[1])
-	if !ok || !oracleUser(g[2]) {
+	if !ok || !oracleUser(g[2]) || oracleAnonymous(g[2], g[3]) {
 		return relay.Event{}
 	}
 	return relay.Event{Kind: relay.Login, Service: oracleServices[service[1]], User: g[2], Client: client}
@@ -190,7 +195,7 @@ func oracleCourierEvent(log []courierRecord, i int, service relay.Service) relay
 		return relay.Event{}
 	}
 	from, ok := oracleOrigin(g[2], g[3])
-	if !ok || kind == relay.Login && !oracleAdmitted(log, i, from) {
+	if !ok || kind == relay.Login && (oracleAnonymous(g[1]) || !oracleAdmitted(log, i, from)) {
 		return relay.Event{}
 	}
 	return relay.Event{Kind: kind, Service: service, User: g[1], Client: from.Addr(), Session: from.String()}

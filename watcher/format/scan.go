@@ -2,6 +2,7 @@ package format
 
 import (
 	"net/netip"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -213,6 +214,15 @@ func plainUser(b []byte) bool {
 		}
 	}
 	return ascii || plainUTF8(b)
+}
+
+// anonymous says whether a word is the name, in any case, under which servers
+// let in whoever asks: SASL's mechanism ANONYMOUS, and the user they log for
+// it. Whatever password came with it was not looked at, so such a login is
+// none. It isn't unparsed either: the line is known, and counting it would let
+// strangers drive up the number that tells of an unknown release.
+func anonymous(word string) bool {
+	return len(word) == len("anonymous") && strings.EqualFold(word, "anonymous")
 }
 
 // plainUTF8 says whether text is valid UTF-8 without characters that a
