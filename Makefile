@@ -28,7 +28,7 @@ test:
 check: fmt vet lint race fuzz
 
 fmt:
-	@out=$$(gofmt -l cmd cache internal milter watcher); \
+	@out=$$(gofmt -l cmd cache contrib internal milter watcher); \
 	if [ -n "$$out" ]; then echo "not formatted, run gofmt -w:"; echo "$$out"; exit 1; fi
 
 vet:

@@ -4,9 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -15,6 +20,7 @@ import (
 
 	"popgate/internal/config"
 	"popgate/watcher"
+	"popgate/watcher/format"
 )
 
 // finding is one line of check's report.
@@ -46,7 +52,7 @@ func newCheck(e *env, g *global) *cobra.Command {
 		Short: "Check the configuration, the sources and the domains, and name the remedies",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, warnings, err := config.Load(g.config)
+			cfg, warnings, err := loadConfig(g.config)
 			if err != nil {
 				return failWith(exitConfig, err)
 			}
@@ -56,9 +62,8 @@ func newCheck(e *env, g *global) *cobra.Command {
 				k.warn("configuration", w.String())
 			}
 			k.times(cfg)
-			if err := k.sources(g.config, cfg); err != nil {
-				return failWith(exitConfig, err)
-			}
+			k.listeners(cfg)
+			k.sources(cfg)
 			k.domains(c.Context(), cfg)
 			k.stateDir(cfg)
 			return k.report(g.json)
@@ -94,14 +99,65 @@ func (k *checker) times(cfg *config.Config) {
 	}
 }
 
-func (k *checker) sources(file string, cfg *config.Config) error {
-	plans, err := planSources(file, cfg)
-	if err != nil {
-		return err
+// listeners tries what serve will do, as far as a running daemon allows.
+func (k *checker) listeners(cfg *config.Config) {
+	for _, a := range append(slices.Clone(cfg.Listen.Milter), cfg.Listen.Control) {
+		what := "listener " + a.String()
+		if a.Network != "unix" {
+			l, err := net.Listen(a.Network, a.Address)
+			switch {
+			case err == nil:
+				l.Close()
+				k.ok(what, "")
+			case errors.Is(err, syscall.EADDRINUSE):
+				k.ok(what, "in use; by a running popgate, it is to be hoped")
+			default:
+				k.fail(what, err.Error())
+			}
+			continue
+		}
+		if err := k.socket(a.Address); err != nil {
+			k.fail(what, err.Error())
+			continue
+		}
+		k.ok(what, "")
 	}
-	for _, p := range plans {
-		what := "source " + p.config.Name
-		info, err := os.Stat(p.config.Path)
+	for key, name := range map[string]string{"socket_group": cfg.SocketGroup, "control_group": cfg.ControlGroup} {
+		if name == "" {
+			continue
+		}
+		if _, err := user.LookupGroup(name); err != nil {
+			k.fail(key, fmt.Sprintf("this host has no group %s; write one it has, such as postfix", name))
+		}
+	}
+}
+
+// socket says what would keep a socket from being made.
+func (k *checker) socket(path string) error {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return errors.New("exists and is no socket; remove it or choose another path")
+	}
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		dir = filepath.Dir(dir) // serve makes one directory
+		info, err = os.Stat(dir)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s does not exist; make it, or correct the path", dir)
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is no directory", dir)
+	}
+	return nil
+}
+
+func (k *checker) sources(cfg *config.Config) {
+	for _, s := range cfg.Sources {
+		what := "source " + s.Name
+		info, err := os.Stat(s.Path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			k.fail(what, "does not exist; does the POP/IMAP server log there? The daemon will wait for it and put strangers off meanwhile")
@@ -110,14 +166,45 @@ func (k *checker) sources(file string, cfg *config.Config) error {
 			k.fail(what, err.Error())
 			continue
 		}
-		if err := watcher.Usable(p.config.Path); err != nil {
+		if err := watcher.Usable(s.Path); err != nil {
 			k.fail(what, err.Error())
 			continue
 		}
 		k.ok(what, fmt.Sprintf("%d bytes, last written %s", info.Size(), stampOf(info.ModTime())))
-		k.warn(what, "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users")
+		if !ownFile(s.Path) {
+			k.warn(what, "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users")
+		}
 	}
-	return nil
+}
+
+// ownFile says whether the last lines of a log are of a file that the server
+// writes itself, past syslog.
+func ownFile(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	const tail = 8 << 10
+	if info, err := f.Stat(); err == nil && info.Size() > tail {
+		f.Seek(-tail, io.SeekEnd)
+	}
+	own, other := 0, 0
+	first := true
+	var m format.Message
+	for line, err := range watcher.Lines(f) {
+		if err != nil || first && !format.Split(line, &m) {
+			first = false
+			continue
+		}
+		first = false
+		if format.Split(line, &m) && m.Transport == format.DovecotFile {
+			own++
+		} else {
+			other++
+		}
+	}
+	return own > 0 && other == 0
 }
 
 func (k *checker) domains(ctx context.Context, cfg *config.Config) {
@@ -137,30 +224,45 @@ func (k *checker) domains(ctx context.Context, cfg *config.Config) {
 }
 
 func (k *checker) stateDir(cfg *config.Config) {
-	if cfg.StateDir == "" {
+	dir := cfg.StateDir
+	what := "state_dir " + dir
+	if dir == "" {
 		k.warn("state_dir", "empty: grants and revocations are lost at every restart")
 		return
 	}
-	info, err := os.Stat(cfg.StateDir)
+	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		k.warn("state_dir "+cfg.StateDir, "does not exist yet; serve makes it if it may")
+		if _, err := os.Stat(filepath.Dir(dir)); err != nil {
+			k.fail(what, fmt.Sprintf("%s does not exist either; make it, or correct the path", filepath.Dir(dir)))
+			return
+		}
+		k.warn(what, "does not exist yet; serve makes it if it may")
 		return
 	case err != nil:
-		k.fail("state_dir "+cfg.StateDir, err.Error())
+		k.fail(what, err.Error())
 		return
 	case !info.IsDir():
-		k.fail("state_dir "+cfg.StateDir, "is no directory")
+		k.fail(what, "is no directory")
 		return
 	case info.Mode().Perm()&0o077 != 0:
-		k.fail("state_dir "+cfg.StateDir, fmt.Sprintf("mode %04o: others may read or write the grants; chmod 0700", info.Mode().Perm()))
+		k.fail(what, fmt.Sprintf("mode %04o: others may read or write the grants; chmod 0700", info.Mode().Perm()))
 		return
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && os.Geteuid() != 0 && int(st.Uid) != os.Geteuid() {
-		k.fail("state_dir "+cfg.StateDir, fmt.Sprintf("belongs to user id %d; run check as the daemon's user, or change the owner", st.Uid))
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+		k.fail(what, fmt.Sprintf("belongs to user id %d, and this is user id %d: run check as the daemon's user, or chown the directory to it", st.Uid, os.Geteuid()))
 		return
 	}
-	k.ok("state_dir "+cfg.StateDir, "")
+	f, err := os.CreateTemp(dir, "check-")
+	if err == nil {
+		_, err = f.Write(make([]byte, 4096))
+		err = errors.Join(err, f.Sync(), f.Close(), os.Remove(f.Name()))
+	}
+	if err != nil {
+		k.fail(what, "can't be written to: "+err.Error())
+		return
+	}
+	k.ok(what, "")
 }
 
 // warnings turns what the daemon would log into findings.

@@ -5,12 +5,16 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"popgate/internal/relay"
 )
 
 // site is a popgate run inside the test: the whole daemon, on a directory of
@@ -171,9 +175,15 @@ func TestCommandsAgainstARunningDaemon(t *testing.T) {
 	s.want(0, "may relay until", "grant", "198.51.100.8", "--ttl", "2h", "--note", "copier")
 	s.want(0, "copier", "list")
 	s.want(1, "never_grant", "grant", "127.0.0.1")
-	s.want(1, "24h", "grant", "198.51.100.8", "--ttl", "25h")
+	s.want(2, "24h", "grant", "198.51.100.8", "--ttl", "25h")
+	s.want(2, "above 0", "grant", "198.51.100.8", "--ttl", "0s")
+	s.want(2, "postfix or sendmail", "ask", "198.51.100.8", "x@remote.test", "--mta", "exim")
 	s.want(0, "0 grants revoked", "revoke", "--user", "nobody", "--block", "1h")
 	s.want(0, "health: ok", "status")
+	s.must("revoke", "198.51.100.9", "--block", "1h")
+	s.login("198.51.100.9")
+	s.until("the blocked login is logged", func() bool { return strings.Contains(s.log.String(), "outcome=revoked") })
+	s.want(1, "a block covers this client until", "ask", "198.51.100.9", "x@remote.test")
 }
 
 func TestUsageErrorsExitWith2(t *testing.T) {
@@ -199,7 +209,144 @@ func TestInvalidConfigurationExitsWith4(t *testing.T) {
 		s.want(4, "line 1: grant_tll", args...)
 	}
 	s.write("milter.yaml", "sources: [{journal: [dovecot.service], format: dovecot}]\n")
-	s.want(4, "reads files only", "serve")
+	base := fmt.Sprintf(siteConfig, s.dir)
+	for config, text := range map[string]string{
+		"sources: [{journal: [dovecot.service], format: dovecot}]\n":                                                 "milter.yaml: line 1: sources[0]: this release of popgate reads files only",
+		strings.Replace(base, "listen:\n", "listen:\n  metrics: 127.0.0.1:9099\n", 1):                                "milter.yaml: listen.metrics: this release",
+		strings.Replace(base, "format: dovecot}", "format: mine}", 1) + "formats: {mine: {tag: x, pattern: '.*'}}\n": "milter.yaml: line",
+	} {
+		s.write("milter.yaml", config)
+		s.want(4, text, "serve")
+		s.want(4, text, "check")
+	}
+	os.Remove(s.config)
+	s.want(4, "there is no such file; copy milter.yaml.example there", "serve")
+}
+
+func TestCheckFindsWhatServeWouldRefuse(t *testing.T) {
+	base := func(s *site) string { return fmt.Sprintf(siteConfig, s.dir) }
+	for name, tt := range map[string]struct {
+		do   func(s *site)
+		text string
+	}{
+		"socket in a missing directory": {func(s *site) {
+			s.write("milter.yaml", strings.Replace(base(s), "/milter.sock", "/a/b/milter.sock", 1))
+		}, "/a does not exist; make it"},
+		"socket path is a file": {func(s *site) { s.write("milter.sock", "") }, "exists and is no socket"},
+		"unknown group":         {func(s *site) { s.write("milter.yaml", base(s)+"socket_group: no-such-group\n") }, "no group no-such-group"},
+		"state_dir is a file":   {func(s *site) { s.write("state", "") }, "is no directory"},
+		"state_dir is open to others": {func(s *site) {
+			os.Mkdir(filepath.Join(s.dir, "state"), 0o755)
+			os.Chmod(filepath.Join(s.dir, "state"), 0o755)
+		}, "chmod 0700"},
+		"state_dir has no parent": {func(s *site) {
+			s.write("milter.yaml", strings.Replace(base(s), "/state\n", "/a/b/state\n", 1))
+		}, "does not exist either"},
+		"source is missing":        {func(s *site) { os.Remove(filepath.Join(s.dir, "mail.log")) }, "does the POP/IMAP server log there"},
+		"source anybody can write": {func(s *site) { os.Chmod(filepath.Join(s.dir, "mail.log"), 0o666) }, "mail.log"},
+		"no local domain": {func(s *site) {
+			s.write("milter.yaml", strings.Replace(base(s), "local_domains: [example.org]\n", "", 1))
+		}, "none is known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.want(0, "ok    local domains", "check")
+			tt.do(s)
+			s.want(1, "FAIL", "check")
+			s.want(1, tt.text, "check")
+		})
+	}
+}
+
+func TestDamagedStateBringsNoRevokedClientBack(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	s.login("198.51.100.7")
+	s.until("the login grants", func() bool { _, _, code := s.run("show", "198.51.100.7"); return code == 0 })
+	s.must("revoke", "198.51.100.7")
+	s.end()
+	files, _ := filepath.Glob(filepath.Join(s.dir, "state", "*"))
+	for _, f := range files {
+		if filepath.Base(f) != "lock" {
+			os.WriteFile(f, []byte("this was a state file once"), 0o600)
+		}
+	}
+	s.start()
+	s.want(1, "defer: not_ready", "ask", "198.51.100.7", "x@remote.test")
+	s.want(1, "has no grant", "show", "198.51.100.7")
+	s.want(5, "damaged", "status")
+	s.until("a new login grants", func() bool {
+		s.login("198.51.100.8") // stamps are cut to the second, so the first may be too old
+		_, _, code := s.run("show", "198.51.100.8")
+		return code == 0
+	})
+}
+
+func TestReloadBelievesNoLineThatWasNotBelieved(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	log := filepath.Join(s.dir, "mail.log")
+	os.Chmod(log, 0o666)
+	s.until("the log is distrusted", func() bool { return strings.Contains(s.must("status"), "degraded") })
+	s.login("203.0.113.66")
+	os.Chmod(log, 0o600)
+	s.until("the log is read again", func() bool { return strings.Contains(s.must("status", "--json"), `"state":"up"`) })
+	s.write("milter.yaml", strings.Replace(fmt.Sprintf(siteConfig, s.dir), "format: dovecot", "format: auto", 1))
+	s.must("reload")
+	s.login("198.51.100.7")
+	s.until("a later login grants", func() bool { _, _, code := s.run("show", "198.51.100.7"); return code == 0 })
+	s.want(1, "has no grant", "show", "203.0.113.66")
+}
+
+func TestSocketsHaveTheModeThatIsConfigured(t *testing.T) {
+	s := newSite(t)
+	s.write("milter.yaml", fmt.Sprintf(siteConfig, s.dir)+"socket_mode: 0600\n")
+	s.start()
+	info, err := os.Stat(filepath.Join(s.dir, "milter.sock"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+}
+
+func TestOnlyAllowedAddressesMayConnect(t *testing.T) {
+	may := mayConnect([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")})
+	for a, want := range map[string]bool{"127.0.0.1": true, "::1": true, "192.0.2.9": true, "::ffff:192.0.2.9": true, "198.51.100.7": false, "::ffff:198.51.100.7": false} {
+		if may(netip.MustParseAddr(a)) != want {
+			t.Errorf("%s may connect: %v, want %v", a, !want, want)
+		}
+	}
+}
+
+func TestLoginFromThisHostsOwnAddressGrantsNothing(t *testing.T) {
+	var own ownAddresses
+	own.read()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil || len(addrs) == 0 {
+		t.Skip("no addresses to see")
+	}
+	for _, a := range addrs {
+		p := netip.MustParsePrefix(a.String())
+		if !own.is(relay.Canonical(p.Addr())) {
+			t.Errorf("%s is not among the host's own", p)
+		}
+	}
+	if own.is(netip.MustParseAddr("198.51.100.7")) {
+		t.Error("a stranger is among the host's own")
+	}
+	if got := broadcast(netip.MustParsePrefix("192.0.2.130/25")); got != netip.MustParseAddr("192.0.2.255") {
+		t.Errorf("broadcast %s", got)
+	}
+}
+
+func TestDomainFileChangesUnderARunningDaemon(t *testing.T) {
+	s := newSite(t)
+	s.write("domains", "one.test\n")
+	s.write("milter.yaml", fmt.Sprintf(siteConfig, s.dir)+"local_domain_files: ["+s.dir+"/domains]\n")
+	s.start()
+	s.want(0, "pass: local", "ask", "198.51.100.7", "a@one.test")
+	s.want(1, "refuse", "ask", "198.51.100.7", "a@two.test")
+	s.write("domains", "one.test\ntwo.test\n")
+	s.until("the new domain is taken", func() bool { _, _, code := s.run("ask", "198.51.100.7", "a@two.test"); return code == 0 })
 }
 
 func TestDegradedStatusExitsWith5(t *testing.T) {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -112,6 +111,15 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 	}
 	d.log.Info("state read", "dir", cfg.StateDir, "grants", out.Grants, "dropped", out.Dropped, "revocations", out.Revoked)
 	d.state = s // from here on the ledger's batches are kept
+	if loaded.Damaged {
+		// A revocation may be among what was lost, so no login up to now counts
+		// any more, whether it was saved or is read again; and nobody can tell
+		// who has logged in.
+		if _, err := d.ledger.Revoke(relay.Revocation{All: true}, 0, nil); err != nil {
+			return nil, err
+		}
+		d.gate.Missed()
+	}
 	return loaded.Positions, nil
 }
 
@@ -129,12 +137,12 @@ func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
 // feed hands a batch to all who follow the ledger. It runs under the ledger's
 // lock: nothing here may block.
 func (d *daemon) feed(b relay.Batch) {
+	d.gate.Follow(b) // first: somebody may be waiting
 	if d.state != nil {
 		d.state.Append(b)
 	} else if b.Done != nil {
 		b.Done <- nil
 	}
-	d.gate.Follow(b)
 }
 
 // record writes a decision down.
@@ -150,12 +158,21 @@ func (d *daemon) record(r gate.Record) {
 	}
 }
 
+// logDrain is how long a stopping daemon tries to write what is left of its log.
+const logDrain = 2 * time.Second
+
 // run serves until ctx ends or a room that the others can't do without fails.
 func (d *daemon) run(ctx context.Context) error {
 	logCtx, stopLog := context.WithCancel(context.WithoutCancel(ctx))
 	logDone := make(chan struct{})
 	go func() { defer close(logDone); d.queue.Run(logCtx) }()
-	defer func() { stopLog(); <-logDone }()
+	defer func() {
+		stopLog()
+		select {
+		case <-logDone:
+		case <-time.After(logDrain): // nobody reads it; that is no reason to stay
+		}
+	}()
 
 	group, ctx := errgroup.WithContext(ctx)
 	stateCtx, stopState := context.WithCancel(context.WithoutCancel(ctx))
@@ -171,7 +188,7 @@ func (d *daemon) run(ctx context.Context) error {
 	group.Go(func() error { d.housekeep(ctx); return nil })
 	group.Go(func() error { d.noticeUnsure(ctx); return nil })
 	group.Go(func() error { d.reloadOnSignal(ctx); return nil })
-	access := control.Access{ReadGroup: d.readGroup}
+	access := control.Access{ReadGroup: d.readGroup, Log: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn)}
 	d.checkReadGroup()
 	for _, l := range d.listeners {
 		switch l.name {
@@ -188,7 +205,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.sources.wait()
 	stopState()
 	if stateErr := <-stateDone; stateErr != nil && !errors.Is(stateErr, context.Canceled) {
-		err = errors.Join(err, fmt.Errorf("state: %w", stateErr))
+		err = errors.Join(err, stateErr)
 	}
 	if d.state != nil {
 		err = errors.Join(err, d.state.Close())

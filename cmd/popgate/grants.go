@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"popgate/internal/control"
+	"popgate/internal/ledger"
 	"popgate/internal/relay"
 )
 
@@ -93,7 +94,7 @@ func newGrant(e *env, g *global) *cobra.Command {
 			if q.Client, err = relay.ParseClient(args[0]); err != nil {
 				return failWith(exitUsage, err)
 			}
-			if q.TTL < 0 {
+			if c.Flags().Changed("ttl") && (q.TTL <= 0 || q.TTL > ledger.MaxOperatorTTL) {
 				return failWith(exitUsage, fmt.Errorf("--ttl %s: write a time above 0, at most 24h", q.TTL))
 			}
 			client, err := g.client()
@@ -146,7 +147,7 @@ func newRevoke(e *env, g *global) *cobra.Command {
 				return printJSON(e.stdout, a)
 			}
 			for _, gr := range a.Revoked {
-				fmt.Fprintf(e.stdout, "revoked %s of %s\n", covered(gr), orDash(gr.User))
+				fmt.Fprintf(e.stdout, "revoked %s, %s\n", covered(gr), whose(gr))
 			}
 			_, err = fmt.Fprintf(e.stdout, "%d %s revoked\n", len(a.Revoked), plural(len(a.Revoked), "grant"))
 			return err
@@ -157,6 +158,14 @@ func newRevoke(e *env, g *global) *cobra.Command {
 	f.BoolVar(&q.All, "all", false, "take away every grant")
 	f.DurationVar(&q.Block, "block", 0, "and let no login of them grant for this long")
 	return cmd
+}
+
+// whose says in a word or two who a grant was made for.
+func whose(g control.Grant) string {
+	if g.User == "" {
+		return "granted by an operator"
+	}
+	return "user " + quoted(g.User)
 }
 
 func count(b bool) int {
@@ -200,6 +209,9 @@ func newAsk(e *env, g *global) *cobra.Command {
 				return failWith(exitUsage, err)
 			}
 			q.Rcpt = strings.TrimSuffix(strings.TrimPrefix(args[1], "<"), ">")
+			if _, known := relay.ParseMTA(q.MTA); q.MTA != "" && !known {
+				return failWith(exitUsage, fmt.Errorf("--mta %s: write postfix or sendmail", q.MTA))
+			}
 			if q.Mailer == "" && (q.Addr != "" || q.Host != "") {
 				return failWith(exitUsage, errors.New("--addr and --host go with --mailer"))
 			}
@@ -233,9 +245,12 @@ func newAsk(e *env, g *global) *cobra.Command {
 
 func printAnswer(e *env, q *control.AskRequest, a *control.AskAnswer) {
 	fmt.Fprintf(e.stdout, "%s: %s\n", a.Verdict, a.Reason)
-	fmt.Fprintf(e.stdout, "  %s\n", reasonText(a.Reason))
+	fmt.Fprintf(e.stdout, "  %s\n", reasonText(a))
 	if a.Reply != "" {
 		fmt.Fprintf(e.stdout, "  the client would read: %s\n", a.Reply)
+	}
+	if a.Revoked != "" {
+		fmt.Fprintf(e.stdout, "  but: %s\n", a.Revoked)
 	}
 	if a.Grant != nil {
 		fmt.Fprintf(e.stdout, "  grant: %s, user %s, expires %s, %s\n", covered(*a.Grant), orDash(a.Grant.User), stampOf(a.Grant.Expires), proof(*a.Grant))
@@ -246,8 +261,8 @@ func printAnswer(e *env, q *control.AskRequest, a *control.AskAnswer) {
 }
 
 // reasonText explains a reason as the manual does.
-func reasonText(reason string) string {
-	switch reason {
+func reasonText(a *control.AskAnswer) string {
+	switch a.Reason {
 	case "local":
 		return "the recipient is this site's own"
 	case "authenticated":
@@ -257,6 +272,9 @@ func reasonText(reason string) string {
 	case "no_client":
 		return "the MTA gave no client address, or two that differ"
 	case "grant":
+		if a.Grant != nil && a.Grant.Operator {
+			return "an operator has granted it"
+		}
 		return "the client has logged in to POP or IMAP"
 	case "unsure":
 		return "the recipient is neither clearly local nor clearly foreign, or no local domain is known; see local_domains"

@@ -26,9 +26,6 @@ type openListener struct {
 // openListeners opens every listener, or none. Sockets handed over by systemd
 // take the place of the configured ones of the same name.
 func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
-	if err := notInThisRelease(cfg); err != nil {
-		return nil, err
-	}
 	handed := e.listeners
 	if handed == nil {
 		var err error
@@ -69,13 +66,17 @@ func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
 	return open, nil
 }
 
-func notInThisRelease(cfg *config.Config) error {
-	for name, asked := range map[string]bool{
-		"push": !cfg.Listen.Push.IsZero(), "policy": len(cfg.Listen.Policy) > 0,
-		"socketmap": len(cfg.Listen.Socketmap) > 0, "metrics": !cfg.Listen.Metrics.IsZero(),
+// notInThisRelease refuses listeners that this release doesn't have.
+func notInThisRelease(file string, cfg *config.Config) error {
+	for _, k := range []struct {
+		key   string
+		asked bool
+	}{
+		{"push", !cfg.Listen.Push.IsZero()}, {"policy", len(cfg.Listen.Policy) > 0},
+		{"socketmap", len(cfg.Listen.Socketmap) > 0}, {"metrics", !cfg.Listen.Metrics.IsZero()},
 	} {
-		if asked {
-			return fmt.Errorf("listen.%s: this release of popgate has no such listener; remove the key", name)
+		if k.asked {
+			return config.Error{File: file, Key: "listen." + k.key, Text: "this release of popgate has no such listener; remove the key"}
 		}
 	}
 	return nil
@@ -85,7 +86,9 @@ func listen(a config.Address, mode fs.FileMode, group string) (net.Listener, err
 	if a.Network != "unix" {
 		return net.Listen(a.Network, a.Address)
 	}
-	if err := os.MkdirAll(filepath.Dir(a.Address), 0o755); err != nil {
+	// The last directory is made, as /run is empty after a boot; a misspelt path
+	// is not.
+	if err := os.Mkdir(filepath.Dir(a.Address), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	if err := clearStale(a.Address); err != nil {
@@ -133,13 +136,16 @@ func clearStale(path string) error {
 func chgrp(path, name string) error {
 	g, err := user.LookupGroup(name)
 	if err != nil {
-		return fmt.Errorf("socket_group: %w", err)
+		return fmt.Errorf("socket_group: %w; write a group of this host, such as postfix", err)
 	}
 	gid, err := strconv.Atoi(g.Gid)
 	if err != nil {
 		return fmt.Errorf("socket_group: group id %q: %w", g.Gid, err)
 	}
-	return os.Chown(path, -1, gid)
+	if err := os.Chown(path, -1, gid); err != nil {
+		return fmt.Errorf("socket_group: %w; popgate's user must be a member of group %s", err, name)
+	}
+	return nil
 }
 
 // mayConnect says which addresses may connect to a TCP listener: loopback, and

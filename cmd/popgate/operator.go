@@ -41,11 +41,29 @@ func (o *operator) Ask(ctx context.Context, q control.AskRequest) (control.AskAn
 	if e.Decision.Verdict != relay.Pass {
 		a.Reply = e.Reply.String()
 	}
+	if e.Decision.Verdict != relay.Pass {
+		a.Revoked = o.revoked(e.Client)
+	}
 	if e.Grant.Covers(e.Client) {
 		g := control.FromGrant(e.Grant)
 		a.Grant = &g
 	}
 	return a, nil
+}
+
+// revoked tells of the revocation that covers a client, if there is one.
+func (o *operator) revoked(client netip.Addr) string {
+	if !client.IsValid() {
+		return ""
+	}
+	last, block := o.ledger.Revoked(client)
+	switch now := o.env.now().Wall; {
+	case now.Before(block):
+		return "a block covers this client until " + block.Local().Format(time.DateTime) + ": its logins grant nothing"
+	case !last.IsZero():
+		return "it was revoked at " + last.Local().Format(time.DateTime) + "; logins up to then don't count"
+	}
+	return ""
 }
 
 func (o *operator) Grants() []relay.Grant { return o.ledger.Grants() }
@@ -85,8 +103,23 @@ func (o *operator) Revoke(ctx context.Context, q control.RevokeRequest) ([]relay
 	if err != nil {
 		return nil, err
 	}
-	o.log.Info("revocation", "network", q.Network, "user", q.User, "all", q.All, "block", q.Block, "revoked", len(taken))
-	return taken, kept(ctx, done)
+	attrs := []any{"revoked", len(taken)}
+	switch {
+	case q.All:
+		attrs = append(attrs, "all", true)
+	case q.User != "":
+		attrs = append(attrs, "user", q.User)
+	default:
+		attrs = append(attrs, "network", q.Network)
+	}
+	if q.Block > 0 {
+		attrs = append(attrs, "block", q.Block)
+	}
+	o.log.Info("revocation", attrs...)
+	if err := kept(ctx, done); err != nil {
+		return nil, fmt.Errorf("%d grants revoked, %w", len(taken), err)
+	}
+	return taken, nil
 }
 
 const maxBlock = 366 * 24 * time.Hour

@@ -39,7 +39,7 @@ func (d *daemon) reload(ctx context.Context) ([]string, error) {
 
 func (d *daemon) swap(ctx context.Context) ([]string, error) {
 	before := d.config.Load()
-	cfg, warnings, err := config.Load(d.path)
+	cfg, warnings, err := loadConfig(d.path)
 	if err != nil {
 		return nil, err
 	}

@@ -82,7 +82,7 @@ func run(ctx context.Context, args []string, e env) int {
 	}
 	var exit *exitError
 	if !errors.As(err, &exit) {
-		exit = &exitError{code: exitUsage, err: err}
+		exit = &exitError{code: exitNo, err: err}
 	}
 	if !exit.silent {
 		fmt.Fprintf(e.stderr, "popgate: %v\n", err)
@@ -125,6 +125,25 @@ func newRoot(e *env) *cobra.Command {
 		newServe(e, g), newCheck(e, g), newTestLog(e, g), newAsk(e, g), newList(e, g), newShow(e, g),
 		newGrant(e, g), newRevoke(e, g), newStatus(e, g), newReload(e, g), newDemo(e), newVersion(e, g),
 	)
+	asUsage := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return failWith(exitUsage, err)
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return asUsage(err) })
+	for _, c := range append(root.Commands(), root) {
+		args, use := c.Args, c.UseLine()
+		c.Args = func(c *cobra.Command, given []string) error {
+			if args == nil || args(c, given) == nil {
+				return nil
+			}
+			if c == root {
+				return asUsage(fmt.Errorf("%q is no command of popgate", given[0]))
+			}
+			return asUsage(fmt.Errorf("wrong number of arguments; write %s", use))
+		}
+	}
 	return root
 }
 

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -18,10 +20,12 @@ func newServe(e *env, g *global) *cobra.Command {
 		Short: "Run the daemon in the foreground",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, warnings, err := config.Load(g.config)
+			cfg, warnings, err := loadConfig(g.config)
 			if err != nil {
 				return failWith(exitConfig, err)
 			}
+			// Whoever reads the log may go away: that must cost lines, not mail.
+			signal.Ignore(syscall.SIGPIPE)
 			if e.hangup == nil {
 				hup := make(chan os.Signal, 1)
 				signal.Notify(hup, syscall.SIGHUP)
@@ -41,17 +45,19 @@ func newServe(e *env, g *global) *cobra.Command {
 	}
 }
 
-// tuneMemory trades memory for time where the operator has not: RCPTs make
-// short-lived garbage, so a larger heap between collections costs little
-// memory and saves much time, up to a limit that the table's bound names.
-func tuneMemory(cfg *config.Config) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
+// loadConfig reads the configuration and refuses what this release can't run.
+func loadConfig(path string) (*config.Config, []config.Warning, error) {
+	cfg, warnings, err := config.Load(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("%s: there is no such file; copy milter.yaml.example there, or name another with -c", path)
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		const base, perGrant = 256 << 20, 1 << 10
-		debug.SetMemoryLimit(base + int64(cfg.MaxGrants)*perGrant)
+	if err == nil {
+		err = notInThisRelease(path, cfg)
 	}
+	if err == nil {
+		_, err = planSources(path, cfg)
+	}
+	return cfg, warnings, err
 }
 
 func version() string {

@@ -89,7 +89,9 @@ type sources struct {
 	mu        sync.Mutex
 	ctx       context.Context
 	running   map[string]*runningSource
-	positions map[string]relay.Position // where each source got to before the start
+	since     time.Time // how far back a source is read that has no place yet
+	place     sync.Mutex
+	positions map[string]relay.Position // where each source got to; guarded by place
 }
 
 type runningSource struct {
@@ -103,6 +105,7 @@ func newSources(d *daemon, positions map[string]relay.Position, plans []plan) *s
 		positions = map[string]relay.Position{}
 	}
 	s := &sources{d: d, running: map[string]*runningSource{}, positions: positions}
+	s.since = d.env.now().Wall.Add(-d.config.Load().GrantTTL)
 	for _, p := range plans {
 		s.running[p.config.Name] = &runningSource{plan: p}
 	}
@@ -135,9 +138,12 @@ func (s *sources) launch(r *runningSource) {
 	ctx, stop := context.WithCancel(s.ctx)
 	r.stop, r.done = stop, make(chan struct{})
 	name := r.plan.config.Name
+	s.place.Lock()
+	from := s.positions[name]
+	s.place.Unlock()
 	options := watcher.Options{
 		Format: r.plan.config.Format, Parser: r.plan.parser, TimeZone: r.plan.config.Location,
-		From: s.positions[name], Since: s.d.env.now().Wall.Add(-s.d.config.Load().GrantTTL),
+		From: from, Since: s.since,
 		Ledger: s, Report: s.report(name), Unparsed: s.unparsed(name),
 	}
 	go func() {
@@ -177,12 +183,20 @@ func (s *sources) swap(plans []plan) {
 	}
 	s.d.gate.Sources(names)
 	for name, r := range next {
-		if r.done == nil {
-			// What was read in another way, or not at all, is read again: one
-			// ttl of it, which does no harm.
-			delete(s.positions, name)
-			s.launch(r)
+		if r.done != nil {
+			continue
 		}
+		// A source that is read in another way from now on goes on where it
+		// was: read again, lines could count that were not believed the first
+		// time. What the old way missed is missed.
+		s.since = s.d.env.now().Wall.Add(-s.d.config.Load().GrantTTL)
+		s.place.Lock()
+		_, known := s.positions[name]
+		s.place.Unlock()
+		if known {
+			s.d.gate.Missed()
+		}
+		s.launch(r)
 	}
 }
 
@@ -205,11 +219,12 @@ func (s *sources) Event(ev relay.Event, _ time.Time) {
 		return
 	}
 	level := slog.LevelInfo
-	if outcome != ledger.Granted && outcome != ledger.Renewed {
-		level = slog.LevelDebug
-	}
-	if outcome == ledger.Full {
+	switch outcome {
+	case ledger.Granted, ledger.Renewed, ledger.Revoked: // what an administrator asks about
+	case ledger.Full:
 		level = slog.LevelError
+	default:
+		level = slog.LevelDebug
 	}
 	attrs := []any{"client", ev.Client, "user", ev.User, "service", ev.Service.String(), "source", ev.Source,
 		"format", ev.Format, "time", ev.Time, "outcome", outcome.String()}
@@ -221,7 +236,12 @@ func (s *sources) Event(ev relay.Event, _ time.Time) {
 
 func (s *sources) Gap(source string, at time.Time) { s.d.ledger.Gap(source, at) }
 
-func (s *sources) Position(source string, p relay.Position) { s.d.ledger.Position(source, p) }
+func (s *sources) Position(source string, p relay.Position) {
+	s.place.Lock()
+	s.positions[source] = p
+	s.place.Unlock()
+	s.d.ledger.Position(source, p)
+}
 
 // report takes a source's health and tells the log when it changes.
 func (s *sources) report(name string) func(relay.SourceState) {

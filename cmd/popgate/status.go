@@ -3,6 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,6 +55,12 @@ func printStatus(e *env, st *control.Status) error {
 			s.Name, s.State, s.Lines, s.Logins, s.Unparsed, ago(e, s.LastLine), ago(e, s.LastLogin))
 	}
 	fmt.Fprintf(w, "grants\t%d\n", st.Grants)
+	if n := st.Tables["revocations"]; n > 0 {
+		fmt.Fprintf(w, "revocations\t%d in force\n", n)
+	}
+	for _, what := range slices.Sorted(maps.Keys(st.Events)) {
+		fmt.Fprintf(w, "logins\t%s: %d\n", what, st.Events[what])
+	}
 	for _, d := range st.Decisions {
 		fmt.Fprintf(w, "decisions\t%s %s: %d\n", d.Verdict, d.Reason, d.Count)
 	}
@@ -63,7 +72,13 @@ func printStatus(e *env, st *control.Status) error {
 	}
 	fmt.Fprintf(w, "store\t%s\n", store)
 	fmt.Fprintf(w, "local domains\t%d\n", st.Domains)
-	fmt.Fprintf(w, "connections\t%d open, %d in all\n", st.Connections["open"], st.Connections["total"])
+	fmt.Fprintf(w, "connections\t%d open, %d in all", st.Connections["open"], st.Connections["total"])
+	for _, what := range slices.Sorted(maps.Keys(st.Connections)) {
+		if n := st.Connections[what]; n > 0 && what != "open" && what != "total" {
+			fmt.Fprintf(w, ", %d %s", n, strings.ReplaceAll(what, "_", " "))
+		}
+	}
+	fmt.Fprintln(w)
 	if st.LogDropped > 0 {
 		fmt.Fprintf(w, "log\t%d lines dropped: whoever reads the log is too slow\n", st.LogDropped)
 	}

@@ -20,6 +20,9 @@ var ErrUnreachable = errors.New("daemon not reachable")
 // ErrNotFound is returned when what was asked for is not there.
 var ErrNotFound = errors.New("not found")
 
+// ErrForbidden is returned when this user may not do it.
+var ErrForbidden = errors.New("forbidden")
+
 // ErrRejected is returned when the daemon understood and would not do it; its
 // text says why.
 var ErrRejected = errors.New("rejected")
@@ -136,8 +139,11 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		e.Error = resp.Status
 	}
 	kind := ErrRejected
-	if resp.StatusCode == http.StatusNotFound {
+	switch resp.StatusCode {
+	case http.StatusNotFound:
 		kind = ErrNotFound
+	case http.StatusForbidden:
+		kind = ErrForbidden
 	}
 	return nil, &told{kind, e.Error}
 }

@@ -56,7 +56,7 @@ func (c *calm) Reload(context.Context) ([]string, error) {
 	return []string{"a note"}, c.fail
 }
 
-func readers(group int) Access { return Access{func() int { return group }} }
+func readers(group int) Access { return Access{ReadGroup: func() int { return group }} }
 
 func serve(t *testing.T, d Daemon, a Access) string {
 	t.Helper()

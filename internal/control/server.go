@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,13 +14,15 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
 
 // Access says who may use the socket beyond root and the daemon's own user.
 type Access struct {
-	ReadGroup func() int // group id whose members may read; -1: none
+	ReadGroup func() int  // group id whose members may read; -1: none
+	Log       *log.Logger // trouble with connections; nil: the standard logger
 }
 
 const (
@@ -27,6 +30,8 @@ const (
 	writeTimeout = 30 * time.Second
 	drainTime    = 2 * time.Second // for commands that have begun, when the daemon stops
 )
+
+const forbidden = "not permitted for this user: root and popgate's own user may do all, members of control_group may read"
 
 type peerKey struct{}
 
@@ -54,7 +59,7 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          nil,
+		ErrorLog:          a.Log,
 		// A command that has begun is finished, though ctx ends meanwhile.
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -70,7 +75,7 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 			srv.Close()
 		}
 	})
-	err := srv.Serve(ln)
+	err := srv.Serve(&doorman{Listener: ln, server: s, places: make(chan struct{}, maxConns)})
 	if !stop() {
 		<-drained
 	}
@@ -80,7 +85,50 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 	return nil
 }
 
+// doorman lets in only who may read, and only so many at once: idle connections
+// of others must not use up the daemon's descriptors.
+type doorman struct {
+	net.Listener
+	server *server
+	places chan struct{}
+}
+
+const (
+	maxConns = 64
+	goAway   = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + `{"error":"` + forbidden + `"}` + "\n"
+)
+
+func (d *doorman) Accept() (net.Conn, error) {
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if d.server.mayRead(peerOf(c)) {
+			d.places <- struct{}{}
+			return &guest{Conn: c, leave: sync.OnceFunc(func() { <-d.places })}, nil
+		}
+		// It fits into the empty socket, so nobody waits for the peer to read.
+		c.SetWriteDeadline(time.Now().Add(time.Second))
+		c.Write([]byte(goAway))
+		c.Close()
+	}
+}
+
+type guest struct {
+	net.Conn
+	leave func()
+}
+
+func (g *guest) Close() error {
+	defer g.leave()
+	return g.Conn.Close()
+}
+
 func peerOf(c net.Conn) peer {
+	if g, ok := c.(*guest); ok {
+		c = g.Conn
+	}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return peer{}
@@ -133,7 +181,7 @@ func guard(may func(peer) bool, h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		p, _ := r.Context().Value(peerKey{}).(peer)
 		if !may(p) {
-			fail(w, http.StatusForbidden, errors.New("not permitted for this user: root and popgate's own user may do all, members of listen.control_group may read"))
+			fail(w, http.StatusForbidden, errors.New(forbidden))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)

@@ -58,6 +58,7 @@ type AskAnswer struct {
 	Recipient string     `json:"recipient"`
 	Reply     string     `json:"reply,omitempty"`
 	Grant     *Grant     `json:"grant,omitempty"`
+	Revoked   string     `json:"revoked,omitempty"` // the revocation or block that covers the client
 }
 
 // GrantRequest is an operator's grant.

@@ -73,7 +73,8 @@ type Gate struct {
 	waiting waiting
 	sources readiness
 	counts  [3][relay.Reasons]atomic.Uint64
-	strange atomic.Bool // an MTA asked whose kind is unknown
+	strange atomic.Bool  // an MTA asked whose kind is unknown
+	missed  atomic.Int64 // until when logins may be missing, on the clock that only runs forward
 }
 
 type generation struct {
@@ -97,6 +98,10 @@ func New(o Options) *Gate {
 func (g *Gate) SetRules(r *relay.Rules) {
 	g.rules.Store(&generation{r, g.rules.Load().n + 1})
 }
+
+// Missed tells that logins of the last ttl may never be read: for one ttl from
+// now nobody is refused for want of a grant.
+func (g *Gate) Missed() { g.missed.Store(int64(g.now().Mono + g.Rules().GrantTTL)) }
 
 // Rules gives the rules in force.
 func (g *Gate) Rules() *relay.Rules { return g.rules.Load().rules }
@@ -212,7 +217,7 @@ func (g *Gate) lookup(r *relay.Rules, f *relay.Facts) {
 	switch {
 	case err != nil:
 		f.Blind = relay.ReasonStoreError
-	case g.sources.blind(f.Now, r.GrantTTL):
+	case g.sources.blind(f.Now, r.GrantTTL), int64(f.Now.Mono) < g.missed.Load():
 		f.Blind = relay.ReasonNotReady
 	case g.ledger.Full(f.Now):
 		f.Blind = relay.ReasonFull

@@ -262,6 +262,13 @@ func TestReadiness(t *testing.T) {
 			report(g, "a", relay.SourceUp)
 			blind("read up to the present again", false)
 		}},
+		{"logins that may never be read", func(g *Gate, blind func(string, bool)) {
+			g.Missed()
+			time.Sleep(30*time.Minute - time.Nanosecond)
+			blind("within a ttl", true)
+			time.Sleep(time.Nanosecond)
+			blind("after a ttl", false)
+		}},
 		{"a source that is read anew", func(g *Gate, blind func(string, bool)) {
 			g.Sources([]string{"a", "b"})
 			report(g, "a", relay.SourceUp)

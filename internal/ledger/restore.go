@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -197,6 +198,20 @@ func (l *Ledger) Grants() []relay.Grant {
 func (l *Ledger) Find(key relay.Key) (relay.Grant, bool) {
 	g, ok := l.store.Get(key)
 	return g, ok && g.Live(l.now()) && !l.revocations.covers(&g)
+}
+
+// Revoked tells when logins from this client were last revoked by its address,
+// or with all others, and until when a block of it runs; zero times are never.
+func (l *Ledger) Revoked(client netip.Addr) (last, block time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	probe := relay.Grant{Client: relay.Canonical(client), Prefix: uint8(relay.PrefixFor(client, l.rules.IPv6Prefix)), Forced: true}
+	for v := range l.revocations.list {
+		if v.Covers(&probe) {
+			last, block = later(last, v.Time), later(block, v.Block)
+		}
+	}
+	return last, block
 }
 
 // Sizes gives how full the tables are, for status.

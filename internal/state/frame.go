@@ -77,6 +77,14 @@ func newReader(r io.Reader) *reader {
 	return &reader{r: bufio.NewReaderSize(r, frameSize+maxBody)}
 }
 
+// unwritten says whether the header is such as a crash leaves behind: cut
+// short, or the zeros of a file whose data never reached the disk.
+func (r *reader) unwritten() bool {
+	b, _ := r.r.Peek(headerSize)
+	begun := b[:min(len(b), len(magic))]
+	return len(b) < headerSize && string(begun) == magic[:len(begun)] || len(bytes.Trim(b, "\x00")) == 0
+}
+
 // header reads the file's header and gives its number.
 func (r *reader) header(kind byte) (uint64, error) {
 	b, err := r.r.Peek(headerSize)

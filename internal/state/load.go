@@ -137,6 +137,10 @@ func (s *State) readChangesFrom(l *loader, first uint64) {
 		if err == nil {
 			err = errors.New("was given another file's name")
 		}
+		if !r.unwritten() {
+			l.damage(path, err)
+			return
+		}
 		l.cut = fmt.Errorf("%s: %w", path, err)
 		return
 	}
