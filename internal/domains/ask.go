@@ -21,7 +21,7 @@ const (
 	askTime     = 5 * time.Second
 	maxAnswers  = 4096
 	maxAsking   = 4 // at a time
-	maxParents  = 4
+	maxParents  = 5
 	canaryLabel = "popgate-asks-whether-this-is-local.invalid"
 )
 
@@ -204,14 +204,16 @@ func (s *Set) askAll(ctx context.Context, tables []table, ascii string) relay.Ma
 		if t.barred.bars(ascii) {
 			continue
 		}
-		switch found, err := s.ask(ctx, &t, ascii); {
+		switch one, err := s.ask(ctx, &t, ascii); {
 		case err != nil:
 			s.o.Log.Warn("a table of domains can't be asked", "list", t.list, "table", t.spec, "problem", err.Error())
 			m = max(m, relay.DomainUnsure)
-		case found && (t.doubtful || t.barred.blind):
+		case one == relay.DomainFound && (t.doubtful || t.barred.blind):
 			m = max(m, relay.DomainUnsure)
-		case found:
+		case one == relay.DomainFound:
 			return relay.DomainFound
+		default:
+			m = max(m, one)
 		}
 	}
 	return m
@@ -219,47 +221,62 @@ func (s *Set) askAll(ctx context.Context, tables []table, ascii string) relay.Ma
 
 // ask asks one table for a domain, and, where Postfix does so, for the domains
 // above it. A table that knows even a name which can't exist knows nothing: a
-// pattern that fits all would make every recipient local.
-func (s *Set) ask(ctx context.Context, t *table, ascii string) (bool, error) {
-	for _, key := range t.keys(ascii) {
+// pattern that fits all would make every recipient local. Where not every
+// domain above was asked for, a no is no answer.
+func (s *Set) ask(ctx context.Context, t *table, ascii string) (relay.Match, error) {
+	keys, all := t.keys(ascii)
+	m := relay.DomainOther
+	if !all {
+		m = relay.DomainUnsure
+	}
+	for _, key := range keys {
 		found, err := query(ctx, s.o.Run, t.spec, key)
 		if err != nil {
-			return false, err
+			return relay.DomainUnsure, err
 		}
 		if !found {
 			continue
 		}
 		if any, err := query(ctx, s.o.Run, t.spec, canaryLabel); err != nil || any {
-			return false, errors.Join(err, fmt.Errorf("it says yes to every domain"))
+			return relay.DomainUnsure, errors.Join(err, fmt.Errorf("it says yes to every domain"))
 		}
-		return true, nil
+		if bare := strings.TrimPrefix(key, "."); bare != ascii && tooWide(bare) {
+			m = relay.DomainUnsure // as where it can be listed
+			continue
+		}
+		return relay.DomainFound, nil
 	}
-	return false, nil
+	return m, nil
 }
 
 // patternTables match by pattern: Postfix asks them for the full name only.
 var patternTables = []string{"pcre", "regexp", "static"}
 
-// keys gives what Postfix would ask the table for.
-func (t *table) keys(ascii string) []string {
-	out := []string{ascii}
+// keys gives what Postfix would ask the table for: the domain itself, then those
+// above it from the top down, since the shorter a name is the likelier it is in
+// the table. all says whether there are no more of them; a stranger may write
+// as many as he likes.
+func (t *table) keys(ascii string) (keys []string, all bool) {
+	keys = []string{ascii}
 	kind, _, _ := strings.Cut(t.spec, ":")
 	if !t.domains || slices.Contains(patternTables, kind) {
-		return out
+		return keys, true
 	}
-	for rest := ascii; len(out) <= maxParents; {
-		_, above, found := strings.Cut(rest, ".")
-		if !found {
-			break
+	dots := 0
+	for i := len(ascii) - 1; i >= 0; i-- {
+		if ascii[i] != '.' {
+			continue
+		}
+		if dots++; dots > maxParents {
+			return keys, false
 		}
 		if t.parents {
-			out = append(out, above)
+			keys = append(keys, ascii[i+1:])
 		} else {
-			out = append(out, "."+above)
+			keys = append(keys, ascii[i:])
 		}
-		rest = above
 	}
-	return out
+	return keys, true
 }
 
 var gaveUp = regexp.MustCompile(`: (fatal|error|panic): `)
