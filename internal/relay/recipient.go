@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"strings"
 )
 
@@ -158,6 +159,17 @@ func unrouted(local string) bool {
 	return local != ""
 }
 
+// routed says whether a local part names a way on. The MTA names a mailer before
+// it looks at aliases; one for a whole domain (@ours.test -> @local.test) carries
+// such a local part into a domain where the MTA follows it.
+func routed(address string) bool {
+	local := address
+	if at := strings.LastIndexByte(address, '@'); at >= 0 {
+		local = address[:at]
+	}
+	return strings.ContainsAny(local, "%!@")
+}
+
 // LastDomain gives what stands after the last @, whether or not the address
 // is strict; empty if there is none. It proves nothing: it serves only to
 // notice that an address might be this site's own, so that it is not refused
@@ -175,10 +187,9 @@ func LastDomain(address string) string {
 func (r *Rules) Whose(rcpt string, res *Resolution) Recipient {
 	mailers := r.Mailers(res.MTA)
 	if res.Mailer != "" {
-		if contains(mailers.Local, res.Mailer) {
-			return Local
-		}
-		if res.MTA == Postfix && res.Mailer == "error" && strings.HasPrefix(res.Host, virtualAliasHost) {
+		here := contains(mailers.Local, res.Mailer) ||
+			res.MTA == Postfix && res.Mailer == "error" && strings.HasPrefix(res.Host, virtualAliasHost)
+		if here && !routed(cmp.Or(res.Addr, rcpt)) {
 			return Local
 		}
 		if domain, ok := Strict(res.Addr); ok && r.Domains.Match(domain) >= DomainFound {

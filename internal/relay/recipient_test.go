@@ -24,6 +24,11 @@ func TestWhose(t *testing.T) {
 		{"Postfix local", "alice@local.test", p("local", "local.test", "alice@local.test"), Local},
 		{"Postfix virtual mailbox", "alice@virtual.test", p("virtual", "virtual.test", "alice@virtual.test"), Local},
 		{"Postfix virtual alias domain", "a@alias.test", p("error", "5.1.1 User unknown in virtual alias table", "a@alias.test"), Local},
+		{"sendmail's mailer error is no virtual alias domain", "a@alias.test", s("error", "5.1.1 User unknown in virtual alias table", "a@alias.test"), Unsure},
+		{"an unknown MTA's mailer error neither", "a@alias.test", Resolution{MTAUnknown, "error", "5.1.1 User unknown in virtual alias table", "a@alias.test"}, Unsure},
+		{"virtual alias domain with a tagged user", "a+b=c@alias.test", p("error", "5.1.1 User unknown in virtual alias table", "a+b=c@alias.test"), Local},
+		{"quoted blank in a local user", `"al ice"@local.test`, p("local", "local.test", `"al ice"@local.test`), Local},
+		{"bounce address of SRS", "SRS0=Hh=Tt=remote.test=x@local.test", p("local", "local.test", "SRS0=Hh=Tt=remote.test=x@local.test"), Local},
 		{"Postfix error transport for a stranger", "a@remote.test", p("error", "5.1.1 go away", "a@remote.test"), Unsure},
 		{"Postfix remote", "x@remote.test", p("smtp", "remote.test", "x@remote.test"), Foreign},
 		{"Postfix relay proves nothing", "x@remote.test", p("relay", "host", "x@remote.test"), Unsure},
@@ -32,6 +37,9 @@ func TestWhose(t *testing.T) {
 		{"virtual_transport = dovecot, domain known", "x@virtual.test", p("dovecot", "virtual.test", "x@virtual.test"), Local},
 		{"virtual_transport = dovecot, domain unknown", "x@unknown.test", p("dovecot", "unknown.test", "x@unknown.test"), Unsure},
 		{"sendmail local user", "alice@local.test", s("local", "", "alice"), Local},
+		{"sendmail user with the domain left on (Cyrus)", "alice@virtual.test", s("cyrusv2", "", "alice@virtual.test"), Local},
+		{"sendmail's address not told", "alice@local.test", s("local", "", ""), Local},
+		{"sendmail virtusertable names an odd user", "alice@local.test", s("local", "", "al%ice"), Local},
 		{"sendmail smart host", "x@remote.test", s("relay", "gw", "x@remote.test"), Foreign},
 		{"sendmail remote", "x@remote.test", s("esmtp", "remote.test.", "x@remote.test"), Foreign},
 		{"virtusertable forward of a domain only found", "fwd@virtual.test", s("relay", "gw", "out@remote.test"), Unsure},
@@ -77,7 +85,7 @@ func TestRelayShapesAreNeverLocal(t *testing.T) {
 		"@local.test:x%remote.test", "@local.test:x@remote.test", "remote.test!x", "remote.test!x@local.test", `"remote.test!x"@local.test`,
 		"local.test!remote.test!x", "local.test!x%remote.test", "x@remote.test@local.test", `x\@remote.test@local.test`,
 		"x@remote.test\t@local.test", "remote.test!x%local.test@local.test", "x@local.test@remote.test", "x(@remote.test)@local.test",
-		"x@[127.0.0.1]@local.test", "x;remote.test@local.test", "x,y@local.test", "x\x00@local.test", "x @local.test", "é%remote.test@local.test",
+		"x@remote.test@a.sub.test", "x@[127.0.0.1]@local.test", "x;remote.test@local.test", "x,y@local.test", "x\x00@local.test", "x @local.test", "é%remote.test@local.test",
 	} {
 		for _, mailer := range []string{"", "smtp", "relay", "esmtp", "gw", "error"} {
 			for _, mta := range []MTA{MTAUnknown, Postfix, Sendmail} {
@@ -87,6 +95,42 @@ func TestRelayShapesAreNeverLocal(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// A wildcard alias carries the local part on as it is, so a mailer that delivers
+// here proves nothing for one that names a way.
+func TestRelayShapesAreNotLocalByTheirMailer(t *testing.T) {
+	r := testRules()
+	for _, shape := range []string{
+		"x%remote.test@alias.test", `"x@remote.test"@alias.test`, "remote.test!x@alias.test", "x@remote.test@alias.test", `"x%remote.test"@alias.test`,
+		`x\@remote.test@alias.test`, "local.test!remote.test!x@alias.test", "x+%remote.test@alias.test", `"@remote.test:x"@alias.test`,
+		`@alias.test:"x@remote.test"@alias.test`, "x%remote.test", "remote.test!x",
+	} {
+		for _, res := range []Resolution{
+			{Postfix, "local", "alias.test", shape}, {Postfix, "virtual", "alias.test", shape}, {Postfix, "error", virtualAliasHost, shape},
+			{MTAUnknown, "local", "alias.test", shape}, {Sendmail, "local", "", shape}, {Sendmail, "procmail", "/etc/procmailrc", shape},
+			{Postfix, "local", "alias.test", ""}, {Sendmail, "local", "", ""},
+		} {
+			if got := r.Whose(shape, &res); got != Unsure {
+				t.Errorf("Whose(%q, %+v) = %v, want unsure", shape, res, got)
+			}
+		}
+	}
+}
+
+func TestStrict(t *testing.T) {
+	for address, want := range map[string]string{
+		"alice@local.test": "local.test", "a.b+c=d@LOCAL.test": "LOCAL.test", "x@bücher.test": "bücher.test", "x@localhost": "localhost",
+		"": "", "alice": "", "@local.test": "", "alice@": "", "x@local.test.": "", "x@remote.test@local.test": "", "x@@local.test": "",
+		"x@remote.test@": "", "x y@local.test": "", "x@local test": "", "é@local.test": "", "x@local.test\x7f": "", "x\x00@local.test": "",
+		"x%y@local.test": "", "y!x@local.test": "", `"x"@local.test`: "", `x\y@local.test`: "", "x,y@local.test": "", "x;y@local.test": "",
+		"x:y@local.test": "", "x(y)@local.test": "", "<x@local.test>": "", "x/y@local.test": "", "x|y@local.test": "", "o'b@local.test": "",
+		"x^y@local.test": "", "$x@local.test": "", "x@[127.0.0.1]": "", "x@local.test:25": "", "x@local.test%remote.test": "",
+	} {
+		if got, ok := Strict(address); got != want || ok != (want != "") {
+			t.Errorf("Strict(%q) = %q, %v, want %q", address, got, ok, want)
 		}
 	}
 }
