@@ -71,7 +71,7 @@ func TestReadmeNamesTheCommands(t *testing.T) {
 			t.Errorf("the README does not name popgate %s", c.Name())
 		}
 	}
-	for _, m := range regexp.MustCompile("(?m)(?:^ +|`)popgate ([a-z-]+)").FindAllStringSubmatch(readme(t), -1) {
+	for _, m := range regexp.MustCompile("(?m)(?:^ +(?:sudo )?|`)popgate ([a-z-]+)").FindAllStringSubmatch(readme(t), -1) {
 		if !known[m[1]] {
 			t.Errorf("the README names popgate %s, which is no command", m[1])
 		}
