@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const stranger = 4711 // a uid and gid that belong to no account of the system
@@ -27,6 +28,35 @@ func TestFileThatOthersCouldWriteIsNotBelievedAfterARestart(t *testing.T) {
 	s.append("mail.log", "forged\n").chmod("mail.log", 0o640).start().want("GAP").wantUp()
 	s.append("mail.log", "b\n").step().want("b").stop()
 	s.append("mail.log", "c\n").start().want("c")
+}
+
+// The log was not believed, and at the restart it is no longer in its place:
+// wherever it is now, what it held then is not believed.
+func TestFileThatWasNotBelievedIsMovedAwayBeforeTheRestart(t *testing.T) {
+	s := newStage(t)
+	line := func(n int) string { return logged(time.Now(), n) }
+	s.append("mail.log", line(1)+"\n").start().want(line(1))
+	s.chmod(".", 0o777).step().wantDown("writable by everybody").kill()
+	forged := logged(time.Now(), 666)
+	s.append("mail.log", forged+"\n").chmod(".", 0o755).rename("mail.log", "mail.log.1")
+	s.start().want("GAP")
+	// The logging daemon has not yet been told to reopen.
+	s.append("mail.log.1", line(2)+"\n").append("mail.log", line(3)+"\n").step().want(line(2), line(3)).wantUp()
+	s.rename("mail.log", "mail.log.2").rename("mail.log.1", "mail.log").step().want()
+	s.append("mail.log", line(4)+"\n").step().want(line(4))
+}
+
+// The same without a restart: the log is rotated while others could write
+// to it, and written to once more afterwards.
+func TestFileThatIsNotBelievedIsRotated(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").start().want("a")
+	s.chmod(".", 0o777).step().wantDown("writable by everybody")
+	s.append("mail.log", "forged\nforg").rename("mail.log", "mail.log.1").append("mail.log", "")
+	s.chmod(".", 0o755).step().want("GAP").wantUp()
+	s.append("mail.log.1", "ed\nb\n").append("mail.log", "c\n").step().want("c")
+	s.rename("mail.log.1", "mail.log.2").rename("mail.log", "mail.log.1").append("mail.log", "d\n")
+	s.step().want("GAP", "b", "d")
 }
 
 // A log in log/mail.log, which is trusted, is made untrustworthy in many ways.

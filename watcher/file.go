@@ -103,6 +103,7 @@ type follower struct {
 	base       string
 	arrived    time.Time            // when it was found
 	rotated    map[fileID]time.Time // rotated files that are done with, and when they had changed last
+	marks      map[fileID]mark      // rotated files that were not believed, and how far
 	unpackable int64                // how much more may be unpacked
 	cur        *tail                // the file the path leads to; nil: it leads nowhere
 	old        []*tail              // files it led to before, the oldest first; they may still grow
@@ -213,7 +214,7 @@ func (w *follower) arrive(way way) bool {
 		w.disbelieve()
 	case !w.begun:
 		w.begin()
-	case w.cur.offset == 0:
+	case w.cur.offset == 0 && !w.behindMark(w.cur):
 		w.skipAncient(w.cur)
 	}
 	return true
@@ -282,6 +283,7 @@ func (w *follower) disbelieve() {
 		w.shut(t)
 	}
 	w.old = nil
+	w.distance()
 	w.toEnd(w.cur)
 }
 

@@ -44,11 +44,17 @@ func (w *follower) begin() {
 	w.begun, w.unpackable = true, maxUnpacked
 	w.remember(w.siblings(time.Time{}))
 	from := w.from
-	if from.Offset == unbelieved && w.cur != nil {
-		w.toEnd(w.cur)
+	if from.Offset == unbelieved {
+		// Nothing that is there now is believed, wherever it was moved.
+		w.distance()
+		if w.cur != nil {
+			w.toEnd(w.cur)
+		} else {
+			w.emit(Record{Kind: Gap})
+		}
 		return
 	}
-	if !from.IsZero() && from.Offset != unbelieved {
+	if !from.IsZero() {
 		if w.cur != nil && w.cur.dev == from.Device && w.cur.ino == from.Inode && w.cur.holds(from) {
 			w.goOn(w.cur, from.Offset)
 			return
@@ -80,6 +86,40 @@ func (w *follower) remember(all []sibling) {
 	for _, s := range all {
 		w.rotated[s.fileID] = s.changed
 	}
+}
+
+// distance marks the end of every rotated log: what is there now is not
+// believed, and what is written behind it is.
+func (w *follower) distance() {
+	w.marks = map[fileID]mark{}
+	for _, s := range w.siblings(time.Time{}) {
+		if t := w.open(s); t != nil {
+			if size, _ := t.size(); t.seek(size) == nil {
+				w.marks[t.fileID] = mark{size, sum(t.before)}
+			}
+			w.shut(t)
+		}
+	}
+}
+
+// mark is how far a file was filled when it was not believed.
+type mark struct {
+	size int64
+	sum  uint64 // of the bytes before it: another file may come to have the same inode
+}
+
+// behindMark goes to the mark in a file that has one, and says whether it has.
+func (w *follower) behindMark(t *tail) bool {
+	m, marked := w.marks[t.fileID]
+	if !marked {
+		return false
+	}
+	if t.seek(m.size) != nil || sum(t.before) != m.sum {
+		t.rewind()
+		return false
+	}
+	t.skipping = !t.atLineStart()
+	return true
 }
 
 // done closes a rotated file for good.
@@ -140,7 +180,9 @@ func (w *follower) beginAt(since time.Time) {
 		if s.gz {
 			w.unpack(s, nil, since)
 		} else if t := w.open(s); t != nil {
-			w.restart(t, w.sinceIn(t, since))
+			if !w.behindMark(t) {
+				w.restart(t, w.sinceIn(t, since))
+			}
 			w.old = append(w.old, t)
 		}
 	}
@@ -156,7 +198,9 @@ func (w *follower) take(s sibling, from *relay.Position) bool {
 	case t == nil:
 		return false
 	case from == nil:
-		w.goOn(t, 0)
+		if !w.behindMark(t) {
+			w.goOn(t, 0)
+		}
 	case t.holds(*from):
 		w.goOn(t, from.Offset)
 	default:
@@ -363,7 +407,7 @@ func (w *follower) bygone(t *tail, size int64) bool {
 func (w *follower) toEnd(t *tail) {
 	size, _ := t.size()
 	w.restart(t, size)
-	t.skipping = len(t.before) > 0 && t.before[len(t.before)-1] != '\n'
+	t.skipping = !t.atLineStart()
 	w.emit(Record{Kind: Gap})
 }
 

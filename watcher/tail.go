@@ -93,6 +93,9 @@ func (t *tail) seek(offset int64) error {
 	return nil
 }
 
+// atLineStart says whether the bytes read last end a line.
+func (t *tail) atLineStart() bool { return len(t.before) == 0 || t.before[len(t.before)-1] == '\n' }
+
 // holds says whether a saved position is a place in this file: the file is as
 // long, and the bytes before it are the same.
 func (t *tail) holds(p relay.Position) bool {
