@@ -20,6 +20,7 @@ const (
 	doubtLife   = 5 * time.Second // of an answer that could not be had
 	askTime     = 5 * time.Second
 	maxAnswers  = 4096
+	maxOurs     = 4096
 	maxAsking   = 4 // at a time
 	maxParents  = 5
 	canaryLabel = "popgate-asks-whether-this-is-local.invalid"
@@ -42,6 +43,10 @@ type answers struct {
 	tables []string
 	of     map[string]*answer
 	asking chan struct{}
+	// ours holds the keys that tables have said yes to, as relay.NewDomains
+	// knows them. It outlives the answers: a stranger can fill those with
+	// names of his own, but not this.
+	ours map[string]yes
 }
 
 // answer is for one domain; done is closed when it is there.
@@ -49,20 +54,78 @@ type answer struct {
 	done  chan struct{}
 	match relay.Match
 	at    time.Time
-	found time.Time // when a table last said yes
 }
 
-// forTables forgets everything when the tables are others.
+// yes tells which table said so last, and when.
+type yes struct {
+	table string
+	at    time.Time
+}
+
+// id tells a table from others.
+func (t *table) id() string { return t.list + " " + t.spec }
+
+// forTables forgets the answers when the tables are others.
 func (a *answers) forTables(tables []table) {
-	specs := make([]string, len(tables))
-	for i, t := range tables {
-		specs[i] = t.list + " " + t.spec
+	ids := make([]string, len(tables))
+	for i := range tables {
+		ids[i] = tables[i].id()
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !slices.Equal(specs, a.tables) {
-		a.tables, a.of = specs, nil
+	if !slices.Equal(ids, a.tables) {
+		a.tables, a.of = ids, nil
 	}
+}
+
+// remember notes that a table has said yes to a key.
+func (a *answers) remember(t *table, key string, now time.Time) {
+	names := []string{key}
+	if t.parents && t.wide() {
+		names = append(names, "."+key)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ours == nil {
+		a.ours = map[string]yes{}
+	}
+	for _, name := range names {
+		if _, known := a.ours[name]; !known && len(a.ours) >= maxOurs {
+			delete(a.ours, oldest(a.ours, func(y yes) (time.Time, bool) { return y.at, true }))
+		}
+		a.ours[name] = yes{t.id(), now}
+	}
+}
+
+// vanished says whether a table has said yes for the domain a short while ago.
+// A table from which the domain is shut out has not said it for this one.
+func (a *answers) vanished(tables []table, ascii string, now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name := ascii; ; {
+		if y, known := a.ours[name]; known && now.Sub(y.at) < vanish && !slices.ContainsFunc(tables, func(t table) bool {
+			return t.id() == y.table && t.barred.bars(ascii)
+		}) {
+			return true
+		}
+		dot := strings.IndexByte(name[1:], '.')
+		if dot < 0 {
+			return false
+		}
+		name = name[1+dot:]
+	}
+}
+
+// oldest gives the key of the oldest value among those that may go.
+func oldest[V any](of map[string]V, at func(V) (time.Time, bool)) string {
+	var key string
+	var least time.Time
+	for k, v := range of {
+		if when, may := at(v); may && (key == "" || when.Before(least)) {
+			key, least = k, when
+		}
+	}
+	return key
 }
 
 // Ask tells about a domain that Current does not know: what the tables that
@@ -78,14 +141,16 @@ func (s *Set) Ask(ctx context.Context, domain string) relay.Match {
 	if !v.whole {
 		m = max(m, relay.DomainUnsure)
 	}
-	if len(v.tables) == 0 {
-		return m
-	}
 	ascii, ok := askable(domain)
-	if !ok {
+	switch {
+	case len(v.tables) > 0 && !ok:
 		return max(m, relay.DomainUnsure)
+	case len(v.tables) > 0:
+		m = max(m, s.answer(ctx, v.tables, ascii))
+	case ok && s.answers.vanished(nil, ascii, s.o.Now()): // with the table that knew it
+		m = max(m, relay.DomainVanished)
 	}
-	return max(m, s.answer(ctx, v.tables, ascii))
+	return m
 }
 
 // Match tells about a domain without a context: at start and in commands, where
@@ -119,9 +184,7 @@ func (s *Set) answer(ctx context.Context, tables []table, ascii string) relay.Ma
 	was := a.of[ascii]
 	if was == nil || was.stale(s.o.Now()) {
 		now := &answer{done: make(chan struct{})}
-		if was != nil {
-			now.found = was.found
-		} else {
+		if was == nil {
 			a.room()
 		}
 		a.of[ascii] = now
@@ -155,23 +218,27 @@ func (a *answer) stale(now time.Time) bool {
 	return age >= life || age < 0
 }
 
-// room makes place for one more answer.
+// room makes place for one more answer. Those that said yes go last: the others
+// can be made up.
 func (a *answers) room() {
 	if len(a.of) < maxAnswers {
 		return
 	}
-	var oldest string
-	var at time.Time
-	for name, one := range a.of {
-		select {
-		case <-one.done:
-			if oldest == "" || one.at.Before(at) {
-				oldest, at = name, one.at
+	old := func(found bool) string {
+		return oldest(a.of, func(one *answer) (time.Time, bool) {
+			select {
+			case <-one.done:
+				return one.at, found == (one.match == relay.DomainFound)
+			default: // somebody waits for it
+				return time.Time{}, false
 			}
-		default: // somebody waits for it
-		}
+		})
 	}
-	delete(a.of, oldest)
+	key := old(false)
+	if key == "" {
+		key = old(true)
+	}
+	delete(a.of, key)
 }
 
 // fetch asks all tables and enters the answer.
@@ -186,13 +253,10 @@ func (s *Set) fetch(a *answer, tables []table, ascii string, asking chan struct{
 	case <-ctx.Done():
 	}
 	now := s.o.Now()
-	s.answers.mu.Lock()
-	switch {
-	case m == relay.DomainFound:
-		a.found = now
-	case m == relay.DomainOther && !a.found.IsZero() && now.Sub(a.found) < vanish:
+	if m == relay.DomainOther && s.answers.vanished(tables, ascii, now) {
 		m = relay.DomainVanished
 	}
+	s.answers.mu.Lock()
 	a.match, a.at = m, now
 	s.answers.mu.Unlock()
 	close(a.done)
@@ -207,8 +271,6 @@ func (s *Set) askAll(ctx context.Context, tables []table, ascii string) relay.Ma
 		switch one, err := s.ask(ctx, &t, ascii); {
 		case err != nil:
 			s.o.Log.Warn("a table of domains can't be asked", "list", t.list, "table", t.spec, "problem", err.Error())
-			m = max(m, relay.DomainUnsure)
-		case one == relay.DomainFound && (t.doubtful || t.barred.blind):
 			m = max(m, relay.DomainUnsure)
 		case one == relay.DomainFound:
 			return relay.DomainFound
@@ -244,6 +306,10 @@ func (s *Set) ask(ctx context.Context, t *table, ascii string) (relay.Match, err
 			m = relay.DomainUnsure // as where it can be listed
 			continue
 		}
+		if t.doubtful || t.barred.blind {
+			return relay.DomainUnsure, nil
+		}
+		s.answers.remember(t, key, s.o.Now())
 		return relay.DomainFound, nil
 	}
 	return m, nil
@@ -252,14 +318,19 @@ func (s *Set) ask(ctx context.Context, t *table, ascii string) (relay.Match, err
 // patternTables match by pattern: Postfix asks them for the full name only.
 var patternTables = []string{"pcre", "regexp", "static"}
 
+// wide says whether the table is asked for the domains above one, too.
+func (t *table) wide() bool {
+	kind, _, _ := strings.Cut(t.spec, ":")
+	return t.domains && !slices.Contains(patternTables, kind)
+}
+
 // keys gives what Postfix would ask the table for: the domain itself, then those
 // above it from the top down, since the shorter a name is the likelier it is in
 // the table. all says whether there are no more of them; a stranger may write
 // as many as he likes.
 func (t *table) keys(ascii string) (keys []string, all bool) {
 	keys = []string{ascii}
-	kind, _, _ := strings.Cut(t.spec, ":")
-	if !t.domains || slices.Contains(patternTables, kind) {
+	if !t.wide() {
 		return keys, true
 	}
 	dots := 0

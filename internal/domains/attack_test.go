@@ -1,8 +1,11 @@
 package domains
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"popgate/internal/relay"
 )
@@ -41,5 +44,90 @@ func TestAttackOwnDomainBelowManyLabelsIsNotForeign(t *testing.T) {
 				t.Errorf("%d questions", n)
 			}
 		})
+	}
+}
+
+// A stranger asks for thousands of domains, so that a domain of ours that was
+// just taken out of its table would be refused for good.
+func TestAttackFloodOfDomainsDoesNotEraseWhatWasOurs(t *testing.T) {
+	const conf = "mydestination = local.test mysql:y\nrelay_domains = !no.backup.test ldap:x\nparent_domain_matches_subdomains = relay_domains\n"
+	const exact, wide = "postmap -q exact.test mysql:y", "postmap -q backup.test ldap:x"
+	for _, tt := range []struct {
+		name   string
+		change func(t *testing.T, s *Set, m *mta, o Options) *Set
+	}{
+		{"the key is gone", func(t *testing.T, s *Set, m *mta, o Options) *Set {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			delete(m.says, exact)
+			delete(m.says, wide)
+			return s
+		}},
+		{"the tables are gone", func(t *testing.T, s *Set, m *mta, o Options) *Set {
+			m.say("postconf", "mydestination = local.test\nrelay_domains =\n")
+			go s.Run(t.Context())
+			time.Sleep(2 * reread)
+			synctest.Wait()
+			return s
+		}},
+		{"the tables are gone at a reload", func(t *testing.T, s *Set, m *mta, o Options) *Set {
+			m.say("postconf", "mydestination = local.test\nrelay_domains =\n")
+			o.Before = s
+			next := loaded(t, o)
+			go next.Run(t.Context())
+			time.Sleep(3 * settle)
+			synctest.Wait()
+			return next
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o, m := postfixSite(t, site{t, t.TempDir()}, map[string]string{"postconf": conf, exact: "1\n", wide: "1\n"})
+				s := loaded(t, o)
+				check := func(when string, all map[relay.Match]string) {
+					t.Helper()
+					for want, domains := range all {
+						for d := range strings.FieldsSeq(domains) {
+							if got := s.Ask(t.Context(), d); got != want {
+								t.Errorf("%s, %s is %v, want %v", when, d, got, want)
+							}
+						}
+					}
+				}
+				check("at first", map[relay.Match]string{
+					relay.DomainFound: "exact.test a.backup.test", relay.DomainOther: "a.exact.test remote.test"})
+				for i := range maxAnswers + 100 {
+					time.Sleep(time.Millisecond)
+					s.Ask(t.Context(), fmt.Sprintf("d%d.stranger.test", i))
+					s.Ask(t.Context(), fmt.Sprintf("d%d.backup.test", i)) // says yes
+				}
+				if n, ours := len(s.answers.of), len(s.answers.ours); n > maxAnswers || ours != 3 {
+					t.Errorf("%d answers and %d keys kept", n, ours)
+				}
+				s = tt.change(t, s, m, o)
+				time.Sleep(answerLife + time.Second)
+				check("afterwards", map[relay.Match]string{
+					relay.DomainVanished: "exact.test a.backup.test backup.test", relay.DomainOther: "a.exact.test remote.test"})
+				time.Sleep(vanish)
+				check("ten minutes later", map[relay.Match]string{
+					relay.DomainOther: "exact.test a.backup.test backup.test no.backup.test"})
+			})
+		})
+	}
+}
+
+// What a table says of a domain doesn't touch those that are shut out of it.
+func TestDomainShutOutOfATableHasNotVanished(t *testing.T) {
+	o, _ := postfixSite(t, site{t, t.TempDir()}, map[string]string{
+		"postconf":                      "mydestination = local.test\nrelay_domains = !no.backup.test ldap:x\nparent_domain_matches_subdomains = relay_domains\n",
+		"postmap -q backup.test ldap:x": "1\n"})
+	s := loaded(t, o)
+	for _, tt := range []struct {
+		domain string
+		want   relay.Match
+	}{{"backup.test", relay.DomainFound}, {"no.backup.test", relay.DomainOther}, {"yes.backup.test", relay.DomainFound}} {
+		if got := s.Ask(t.Context(), tt.domain); got != tt.want {
+			t.Errorf("%s is %v, want %v", tt.domain, got, tt.want)
+		}
 	}
 }

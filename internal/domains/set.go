@@ -103,6 +103,9 @@ func (s *Set) inherit(b *Set) {
 	defer b.mu.Unlock()
 	maps.Copy(s.found, b.found)
 	maps.Copy(s.gone, b.gone)
+	b.answers.mu.Lock()
+	s.answers.ours = maps.Clone(b.answers.ours)
+	b.answers.mu.Unlock()
 	for name, l := range b.leaves {
 		if l.known {
 			s.leaves[name] = &leaf{name: l.name, text: l.text, known: true}
