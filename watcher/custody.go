@@ -18,11 +18,13 @@ import (
 // symbolic link on the way to it must belong to root or to the daemon's own
 // user; a system account (uid below 1000) that owns the log itself may own
 // directories too, for it writes the lines anyway (/var/log/dovecot of user
-// dovecot). Nobody else may be able to write to any of them. A sticky
-// directory is fine, as its owners' files can't be replaced by others. A group
-// may write when it is a system group or the daemon's own and the machine's
-// passwd and group files show no ordinary user in it: Ubuntu's /var/log is
-// root:syslog, mode 0775.
+// dovecot). Nobody else may be able to write to any of them. In a sticky
+// directory others can't replace a file, but can put one where there is none:
+// what is in it must belong to root, the daemon or the directory's owner. A
+// rotated log must belong to root, the daemon or the owner of the log itself. A
+// group may write when it is a system group or the daemon's own and the
+// machine's passwd and group files show no ordinary user in it: Ubuntu's
+// /var/log is root:syslog, mode 0775.
 
 const firstOrdinaryID = 1000 // UID_MIN of login.defs; what is below belongs to the system
 
@@ -87,7 +89,7 @@ func (c custody) follow(path string) (way, error) {
 			if links++; links > 40 {
 				return w, &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
 			}
-			if st.Uid != 0 && st.Uid != c.self {
+			if !c.own(st.Uid) {
 				return w, &distrust{next, fmt.Sprintf("is a symbolic link of uid %d, who can point it elsewhere", st.Uid),
 					"it must belong to root: chown -h root " + next}
 			}
@@ -104,7 +106,11 @@ func (c custody) follow(path string) (way, error) {
 				w.turns = append(w.turns, place{at, name})
 				return w, &fs.PathError{Op: "open", Path: next, Err: syscall.ENOTDIR}
 			}
-			if err := c.directory(&w, next); err != nil {
+			err := c.directory(&w, next)
+			if err == nil {
+				err = c.put(at, next, &st)
+			}
+			if err != nil {
 				w.turns = append(w.turns, place{at, name})
 				return w, err
 			}
@@ -127,7 +133,7 @@ func (c custody) directory(w *way, dir string) error {
 	if err := syscall.Lstat(dir, &st); err != nil {
 		return &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	if st.Uid != 0 && st.Uid != c.self {
+	if !c.own(st.Uid) {
 		if st.Uid >= firstOrdinaryID {
 			return &distrust{dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", st.Uid),
 				"it must belong to root: chown root " + dir}
@@ -138,7 +144,29 @@ func (c custody) directory(w *way, dir string) error {
 	if st.Mode&syscall.S_ISVTX != 0 {
 		return nil
 	}
-	return c.writers(dir, &st, "so that anybody can put another log in its place")
+	return c.writers(dir, &st, inItsPlace)
+}
+
+const inItsPlace = "so that anybody can put another log in its place"
+
+// own says whether an account is root or the daemon's.
+func (c custody) own(uid uint32) bool { return uid == 0 || uid == c.self }
+
+// put checks who can have put a file or directory where it is: in a sticky
+// directory that others can write to, anybody who found the name free.
+func (c custody) put(dir, path string, st *stat) error {
+	if c.own(st.Uid) {
+		return nil
+	}
+	var d stat
+	if err := syscall.Lstat(dir, &d); err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	if d.Mode&syscall.S_ISVTX == 0 || d.Uid == st.Uid || c.writers(dir, &d, inItsPlace) == nil {
+		return nil
+	}
+	return &distrust{path, fmt.Sprintf("belongs to uid %d, who may have put it into a directory that others can write to", st.Uid),
+		"it must belong to root, or nobody else may write there: chown root " + path + " or chmod go-w " + dir}
 }
 
 // file checks the log itself.
@@ -149,6 +177,9 @@ func (c custody) file(w *way, path string, st *stat) error {
 	if st.Uid >= firstOrdinaryID && st.Uid != c.self {
 		return &distrust{path, fmt.Sprintf("belongs to uid %d, who can write logins into it", st.Uid),
 			"it must belong to root or to the account of the logging daemon: chown root " + path}
+	}
+	if err := c.put(filepath.Dir(path), path, st); err != nil {
+		return err
 	}
 	for i, owner := range w.owners {
 		if owner != st.Uid {

@@ -200,6 +200,65 @@ func TestFileSiblingOfAStrangerIsNotRead(t *testing.T) {
 	s.append("mail.log", "a\n").start().want("a")
 }
 
+// In a sticky directory anybody can put a log where there is none, and a
+// rotated log at any time. A system account that is not the log's is anybody.
+func TestFilePutIntoAStickyDirectory(t *testing.T) {
+	asRoot(t)
+	for _, tt := range []struct {
+		name string
+		put  func(s *stage)
+		want []string
+		down string
+	}{
+		{"the log while it is missing", func(s *stage) {
+			s.start().append("log/mail.log", "forged\n").chown("log/mail.log", 33, 33)
+		}, nil, "mail.log belongs to uid 33"},
+		{"the log while it is rotated", func(s *stage) {
+			s.append("log/mail.log", "a\n").start().rename("log/mail.log", "log/mail.log.1")
+			s.append("log/mail.log", "forged\n").chown("log/mail.log", 33, 33)
+		}, []string{"a"}, "mail.log belongs to uid 33"},
+		{"a rotated log beside it", func(s *stage) {
+			s.append("log/mail.log", "a\n").append("log/mail.log.1", "forged\n").chown("log/mail.log.1", 33, 33).start()
+		}, []string{"a"}, ""},
+		{"a rotated log where there is no log", func(s *stage) {
+			s.append("log/mail.log.1", "forged\n").chown("log/mail.log.1", 33, 33).start()
+		}, nil, "no such file"},
+		{"a directory on the way", func(s *stage) {
+			s.use(s.at("log/new/mail.log"))
+			s.start().do(os.Mkdir(s.at("log/new"), 0o755)).append("log/new/mail.log", "forged\n")
+			s.chown("log/new", 33, 33).chown("log/new/mail.log", 33, 33)
+		}, nil, "/new belongs to uid 33"},
+		{"the directory's owner's own log", func(s *stage) {
+			s.chown("log", 33, 33).append("log/mail.log", "a\n").chown("log/mail.log", 33, 33).start()
+		}, []string{"a"}, ""},
+		{"root's log", func(s *stage) {
+			s.append("log/mail.log", "a\n").start()
+		}, []string{"a"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStage(t)
+			s.do(os.Mkdir(s.at("log"), 0o755)).chmod("log", 0o777|os.ModeSticky).use(s.at("log/mail.log"))
+			tt.put(s)
+			s.step().want(tt.want...)
+			if tt.down == "" {
+				s.wantUp()
+			} else {
+				s.wantDown(tt.down)
+			}
+		})
+	}
+}
+
+// Where only root can put files, a rotated log still is the log's owner's.
+func TestFileSiblingOfAnotherSystemAccountIsNotRead(t *testing.T) {
+	asRoot(t)
+	for owner, want := range map[int][]string{104: {"a", "b"}, 0: {"a", "b"}, 33: {"b"}} {
+		s := newStage(t)
+		s.append("mail.log.1", "a\n").chown("mail.log.1", owner, 4)
+		s.append("mail.log", "b\n").chown("mail.log", 104, 4).start().want(want...).wantUp()
+	}
+}
+
 func TestFilePathIsADirectory(t *testing.T) {
 	s := newStage(t)
 	s.use("/")

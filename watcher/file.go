@@ -101,6 +101,8 @@ type follower struct {
 	buf        []byte
 	dir        string // where the path really leads
 	base       string
+	owner      uint32               // whose the log is
+	owned      bool                 // owner is known
 	arrived    time.Time            // when it was found
 	rotated    map[fileID]time.Time // rotated files that are done with, and when they had changed last
 	marks      map[fileID]mark      // rotated files that were not believed, and how far
@@ -197,6 +199,7 @@ func (w *follower) arrive(way way) bool {
 	}
 	w.retire()
 	w.dir, w.base = filepath.Dir(way.real), filepath.Base(way.real)
+	w.owner, w.owned = st.Uid, true
 	w.cur = w.known(&st)
 	if w.cur != nil {
 		syscall.Close(fd)

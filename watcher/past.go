@@ -302,10 +302,15 @@ func rotated(name, base string) bool {
 	return mark == ".old" || '0' <= mark[1] && mark[1] <= '9' && strings.Trim(mark, "0123456789.-_:T") == ""
 }
 
-// open opens a sibling, by the same rules as the log itself.
+// open opens a sibling, by the same rules as the log itself, and only one of
+// the same owner.
 func (w *follower) open(s sibling) *tail {
 	fd, st, err := w.custody.openChecked(way{real: s.path})
 	if err != nil {
+		return nil
+	}
+	if !w.custody.own(st.Uid) && w.owned && st.Uid != w.owner {
+		syscall.Close(fd)
 		return nil
 	}
 	w.hints.file(fd)
