@@ -101,7 +101,7 @@ func (k *checker) times(cfg *config.Config) {
 
 // listeners tries what serve will do, as far as a running daemon allows.
 func (k *checker) listeners(cfg *config.Config) {
-	for _, a := range append(slices.Clone(cfg.Listen.Milter), cfg.Listen.Control) {
+	for _, a := range slices.Concat(cfg.Listen.Milter, cfg.Listen.Policy, cfg.Listen.Socketmap, []config.Address{cfg.Listen.Control}) {
 		what := "listener " + a.String()
 		if a.Network != "unix" {
 			l, err := net.Listen(a.Network, a.Address)

@@ -16,6 +16,7 @@ import (
 	"popgate/internal/gate"
 	"popgate/internal/ledger"
 	"popgate/internal/logging"
+	"popgate/internal/policy"
 	"popgate/internal/relay"
 	"popgate/internal/state"
 	"popgate/milter"
@@ -37,6 +38,7 @@ type daemon struct {
 	state        *state.State  // nil: nothing is kept
 	damagedUntil time.Duration // until when status tells that saved grants may be missing
 	milter       *milter.Server
+	closed       map[string]*policy.Server // by listener: the doors behind which the MTA's own rule stays shut
 	sites        *sites
 	sources      *sources
 
@@ -86,8 +88,10 @@ func (d *daemon) wire(cfg *config.Config) {
 	d.ledger = ledger.New(ledger.Options{Store: d.store, Rules: rules, Now: d.env.now, Own: d.own.is, Feed: d.feed})
 	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env.storeFault}, Ledger: d.ledger, Rules: rules,
 		Domains: d.sites, Now: d.env.now, Record: d.record})
-	allow := cfg.Listen.Allow
-	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: mayConnect(allow)})
+	allow := mayConnect(cfg.Listen.Allow)
+	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: allow})
+	o := policy.Options{Log: d.log, Allow: allow}
+	d.closed = map[string]*policy.Server{"policy": policy.NewDelegation(d.gate, o), "socketmap": policy.NewSocketMap(d.gate, o)}
 }
 
 // restore opens the state directory and gives back where the sources were.
@@ -194,6 +198,8 @@ func (d *daemon) run(ctx context.Context) error {
 		switch l.name {
 		case "milter":
 			group.Go(func() error { return d.milter.Serve(ctx, l.Listener) })
+		case "policy", "socketmap":
+			group.Go(func() error { return d.closed[l.name].Serve(ctx, l.Listener) })
 		case "control":
 			group.Go(func() error { return control.Serve(ctx, l.Listener, (*operator)(d), access) })
 		}

@@ -19,7 +19,7 @@ import (
 
 type openListener struct {
 	net.Listener
-	name string // milter, control
+	name string // milter, policy, socketmap, control
 	text string // as the configuration has it
 }
 
@@ -56,8 +56,13 @@ func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
 		}
 		return nil
 	}
-	if err := add("milter", cfg.SocketMode, cfg.SocketGroup, cfg.Listen.Milter...); err != nil {
-		return fail(err)
+	for _, door := range []struct {
+		name      string
+		addresses []config.Address
+	}{{"milter", cfg.Listen.Milter}, {"policy", cfg.Listen.Policy}, {"socketmap", cfg.Listen.Socketmap}} {
+		if err := add(door.name, cfg.SocketMode, cfg.SocketGroup, door.addresses...); err != nil {
+			return fail(err)
+		}
 	}
 	// Whoever may connect is judged by the kernel's word, not by the mode.
 	if err := add("control", 0o666, "", cfg.Listen.Control); err != nil {
@@ -72,8 +77,7 @@ func notInThisRelease(file string, cfg *config.Config) error {
 		key   string
 		asked bool
 	}{
-		{"push", !cfg.Listen.Push.IsZero()}, {"policy", len(cfg.Listen.Policy) > 0},
-		{"socketmap", len(cfg.Listen.Socketmap) > 0}, {"metrics", !cfg.Listen.Metrics.IsZero()},
+		{"push", !cfg.Listen.Push.IsZero()}, {"metrics", !cfg.Listen.Metrics.IsZero()},
 	} {
 		if k.asked {
 			return config.Error{File: file, Key: "listen." + k.key, Text: "this release of popgate has no such listener; remove the key"}

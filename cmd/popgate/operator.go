@@ -173,12 +173,25 @@ func (o *operator) Status() control.Status {
 	slices.SortFunc(st.Decisions, func(a, b control.Decisions) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Verdict+a.Reason, b.Verdict+b.Reason))
 	})
-	m := d.milter.Stats()
-	st.Connections = map[string]uint64{"open": uint64(m.Open), "total": m.Total, "capped": m.Capped, "denied": m.Denied,
-		"bad_packets": m.BadPackets, "timeouts": m.Timeouts, "panics": m.Panics, "accept_errors": m.AcceptErrors}
+	st.Connections = d.connections()
 	st.LogDropped = d.queue.Dropped()
 	d.problems(&st)
 	return st
+}
+
+// connections adds up what the doors count.
+func (d *daemon) connections() map[string]uint64 {
+	m := d.milter.Stats()
+	out := map[string]uint64{"open": uint64(m.Open), "total": m.Total, "capped": m.Capped, "denied": m.Denied,
+		"bad_packets": m.BadPackets, "timeouts": m.Timeouts, "panics": m.Panics, "accept_errors": m.AcceptErrors}
+	for _, s := range d.closed {
+		p := s.Stats()
+		for what, n := range map[string]uint64{"open": uint64(p.Open), "total": p.Total, "capped": p.Capped, "denied": p.Denied,
+			"bad_requests": p.BadRequests, "timeouts": p.Timeouts, "panics": p.Panics, "accept_errors": p.AcceptErrors} {
+			out[what] += n
+		}
+	}
+	return out
 }
 
 func (d *daemon) statusOfSources(st *control.Status) {

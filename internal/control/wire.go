@@ -100,7 +100,7 @@ type Source struct {
 
 // Listener is an open listener.
 type Listener struct {
-	Name    string `json:"name"` // milter, control
+	Name    string `json:"name"` // milter, policy, socketmap, control
 	Address string `json:"address"`
 }
 
