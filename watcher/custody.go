@@ -23,8 +23,9 @@ import (
 // what is in it must belong to root, the daemon or the directory's owner. A
 // rotated log must belong to root, the daemon or the owner of the log itself. A
 // group may write when it is a system group or the daemon's own and the
-// machine's passwd and group files show no ordinary user in it: Ubuntu's
-// /var/log is root:syslog, mode 0775.
+// machine's passwd and group files show only system accounts in it: Ubuntu's
+// /var/log is root:syslog, mode 0775. (Of a directory service's users whose
+// first group it is, these files know nothing.)
 
 const firstOrdinaryID = 1000 // UID_MIN of login.defs; what is below belongs to the system
 
@@ -205,54 +206,68 @@ func (c custody) writers(path string, st *stat, danger string) error {
 	if st.Gid >= firstOrdinaryID && st.Gid != uint32(os.Getegid()) {
 		return &distrust{path, fmt.Sprintf("is writable by group %d, which is no system group", st.Gid), "chmod g-w " + path}
 	}
-	if who := c.ordinaryMember(st.Gid); who != "" {
+	who, err := c.ordinaryMember(st.Gid)
+	switch {
+	case err != nil:
+		return &distrust{path, fmt.Sprintf("is writable by group %d, and who is in it can't be told (%v)", st.Gid, err), "chmod g-w " + path}
+	case who != "":
 		return &distrust{path, fmt.Sprintf("is writable by group %d, to which user %s belongs", st.Gid, who), "chmod g-w " + path}
 	}
 	return nil
 }
 
-// ordinaryMember names a user of the group who is neither the system's nor the
-// daemon's own; empty if the machine's files show none.
-func (c custody) ordinaryMember(gid uint32) string {
-	ordinary := map[string]bool{}
-	found := ""
-	fields(c.passwd, func(f []string) {
+// ordinaryMember names a user of the group who is not known to be the system's
+// or the daemon's own; empty if the machine's files show none. A member they
+// don't have (of a directory service) is ordinary.
+func (c custody) ordinaryMember(gid uint32) (found string, err error) {
+	ordinary, known := map[string]bool{}, map[string]bool{}
+	group := strconv.FormatUint(uint64(gid), 10)
+	err = fields(c.passwd, func(f []string) {
 		if len(f) < 4 {
 			return
 		}
+		known[f[0]] = true
 		uid, err := strconv.ParseUint(f[2], 10, 32)
-		if err != nil || uid < firstOrdinaryID || uint32(uid) == c.self {
+		if err == nil && (uid < firstOrdinaryID || uint32(uid) == c.self) {
 			return
 		}
 		ordinary[f[0]] = true
-		if f[3] == strconv.FormatUint(uint64(gid), 10) {
+		if f[3] == group {
 			found = f[0]
 		}
 	})
-	fields(c.group, func(f []string) {
-		if len(f) < 4 || f[2] != strconv.FormatUint(uint64(gid), 10) {
+	if err != nil {
+		return "", err
+	}
+	err = fields(c.group, func(f []string) {
+		if len(f) < 4 || f[2] != group {
 			return
 		}
 		for who := range strings.SplitSeq(f[3], ",") {
-			if ordinary[who] {
+			if who = strings.TrimSpace(who); who != "" && (!known[who] || ordinary[who]) {
 				found = who
 			}
 		}
 	})
-	return found
+	return found, err
 }
 
-// fields calls do for each line of a colon-separated file. A file that can't
-// be read has none.
-func fields(path string, do func([]string)) {
+// fields calls do for each line of a colon-separated file.
+func fields(path string, do func([]string)) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return
+		return err
 	}
 	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 16<<20) // a group may have many members
+	for s.Scan() {
 		do(strings.Split(s.Text(), ":"))
 	}
+	if err := s.Err(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }
 
 func kindOf(mode uint32) string {

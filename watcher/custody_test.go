@@ -200,6 +200,45 @@ func TestFileSiblingOfAStrangerIsNotRead(t *testing.T) {
 	s.append("mail.log", "a\n").start().want("a")
 }
 
+// A group may write only when everybody in it is known to be harmless.
+func TestFileWritableByAGroupWithUnknownMembers(t *testing.T) {
+	asRoot(t)
+	const passwd, group = "root:x:0:0::/:\nsyslog:x:104:779::/:\n", "logs:x:779:syslog\n"
+	for _, tt := range []struct {
+		name          string
+		passwd, group string
+		why           string // empty: it may write
+	}{
+		{"system accounts only", passwd, group, ""},
+		{"nobody in it", passwd, "logs:x:779:\n", ""},
+		{"a user of a directory service", passwd, "logs:x:779:syslog,ldapuser\n", "to which user ldapuser belongs"},
+		{"an account whose uid is no number", "syslog:x:many:1::/:\n", group, "to which user syslog belongs"},
+		{"a user whose line is cut short", "syslog:x:104\n", group, "to which user syslog belongs"},
+		{"an ordinary user of the same name", passwd + "syslog:x:1004:1::/:\n", group, "to which user syslog belongs"},
+		{"no passwd file", "", group, "who is in it can't be told"},
+		{"no group file", passwd, "", "who is in it can't be told"},
+		{"a member behind very many", passwd, "logs:x:779:" + strings.Repeat("syslog,", 10_000) + "eve\n", "to which user eve belongs"},
+		{"a line too long to read", passwd, "logs:x:779:" + strings.Repeat("syslog,", 3_000_000) + "eve\n", "who is in it can't be told"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStage(t)
+			s.do(os.Mkdir(s.at("log"), 0o755)).append("log/mail.log", "a\n").use(s.at("log/mail.log"))
+			s.file.custody.passwd, s.file.custody.group = s.at("passwd"), s.at("group")
+			for name, text := range map[string]string{"passwd": tt.passwd, "group": tt.group} {
+				if text != "" {
+					s.append(name, text)
+				}
+			}
+			s.chown("log", 0, 779).chmod("log", 0o775).start()
+			if tt.why == "" {
+				s.want("a").wantUp()
+			} else {
+				s.want().wantDown("/log is writable by group 779", tt.why, "chmod g-w ")
+			}
+		})
+	}
+}
+
 // In a sticky directory anybody can put a log where there is none, and a
 // rotated log at any time. A system account that is not the log's is anybody.
 func TestFilePutIntoAStickyDirectory(t *testing.T) {
