@@ -116,6 +116,18 @@ type Resolution struct {
 	Addr   string // {rcpt_addr}
 }
 
+// barred are the bytes a strict address has nowhere: controls, the blank, and
+// what some MTA or a shell behind it takes for more than a letter.
+var barred = func() (t [256]bool) {
+	for c := range byte(' ' + 1) {
+		t[c] = true
+	}
+	for _, c := range []byte("\x7f" + `%!"\,;:()<>[]/|'^$`) {
+		t[c] = true
+	}
+	return t
+}()
+
 // Strict splits an address that can be read in one way only into local part
 // and domain. It answers false for everything that some MTA routes by its
 // local part (source routes, percent hack, UUCP paths, quoting) and for every
@@ -126,19 +138,13 @@ func Strict(address string) (domain string, ok bool) {
 		return "", false
 	}
 	for i := range at {
-		switch c := address[i]; {
-		case c <= ' ' || c >= 0x7f:
-			return "", false
-		case strings.IndexByte(`%!"\,;:()<>[]/|'^$`, c) >= 0:
+		if barred[address[i]] || address[i] >= 0x80 {
 			return "", false
 		}
 	}
 	domain = address[at+1:]
 	for i := range len(domain) {
-		switch c := domain[i]; {
-		case c <= ' ' || c == 0x7f:
-			return "", false
-		case strings.IndexByte(`%!"\,;:()<>[]/|'^$`, c) >= 0:
+		if barred[domain[i]] {
 			return "", false
 		}
 	}
