@@ -134,6 +134,63 @@ func TestFileThatOthersCouldWriteIsNotBelievedAfterwards(t *testing.T) {
 	s.append("mail.log", "ed\nb\n").step().want("GAP", "b")
 }
 
+// The hint of a write comes long before the slow tick on which the way is
+// checked: what others can write to is not believed in between either.
+func TestFileBecomesWritableBetweenTwoChecks(t *testing.T) {
+	hint := func(s *stage) *stage { s.w.recheck = false; s.w.step(); return s }
+	for _, tt := range []struct {
+		name string
+		root bool
+		do   func(s *stage)
+	}{
+		{"writable by everybody", false, func(s *stage) {
+			hint(s.chmod("mail.log", 0o666).append("mail.log", "forged\n")).want().wantDown("mail.log is writable by everybody")
+			s.chmod("mail.log", 0o640).step().want("GAP")
+		}},
+		{"given to a stranger", true, func(s *stage) {
+			hint(s.chown("mail.log", stranger, 0).append("mail.log", "forged\n")).want().wantDown("mail.log belongs to uid 4711")
+			s.chown("mail.log", 0, 0).step().want("GAP")
+		}},
+		{"given to a group of strangers", true, func(s *stage) {
+			hint(s.chmod("mail.log", 0o660)).want()
+			hint(s.chown("mail.log", 0, stranger).append("mail.log", "forged\n")).want().wantDown("writable by group 4711")
+			s.chown("mail.log", 0, 0).step().want("GAP")
+		}},
+		{"a rotated log", false, func(s *stage) {
+			s.rename("mail.log", "mail.log.1").append("mail.log", "b\n")
+			hint(s).want("b")
+			hint(s.chmod("mail.log.1", 0o666).append("mail.log.1", "forged\n")).want("GAP").wantUp()
+			s.append("mail.log.1", "forged\n").chmod("mail.log.1", 0o640).append("mail.log.1", "forged\n")
+			s.rename("mail.log.1", "mail.log.2").rename("mail.log", "mail.log.1").append("mail.log", "c\n").step().want("GAP", "c")
+		}},
+		{"emptied and filled", false, func(s *stage) {
+			hint(s.chmod("mail.log", 0o666).truncate("mail.log", 0).append("mail.log", "forged\n")).want().wantDown("writable by everybody")
+			s.chmod("mail.log", 0o640).step().want("GAP")
+		}},
+		{"no harm: fewer may read and write", false, func(s *stage) {
+			hint(s.chmod("mail.log", 0o600).append("mail.log", "b\n")).want("b").wantUp()
+		}},
+		{"no harm: a system group may write", true, func(s *stage) {
+			s.file.custody.passwd, s.file.custody.group = "/dev/null", "/dev/null"
+			hint(s.chown("mail.log", 0, 779).chmod("mail.log", 0o660).append("mail.log", "b\n")).want("b").wantUp()
+		}},
+		{"no harm: given to another system account", true, func(s *stage) {
+			hint(s.chown("mail.log", 104, 4).append("mail.log", "b\n")).want("b").wantUp()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.root {
+				asRoot(t)
+			}
+			s := newStage(t)
+			s.append("mail.log", "a\n").start().want("a").wantUp()
+			tt.do(s)
+			s.append("mail.log", "z\n")
+			hint(s).want("z").wantUp()
+		})
+	}
+}
+
 func TestFileThatCanBeTrusted(t *testing.T) {
 	for _, tt := range []struct {
 		name string

@@ -164,14 +164,15 @@ func (w *follower) step() bool {
 	return !w.stopped
 }
 
-// look follows the path and says whether it leads to a file that has not been
-// read yet.
+// look follows the path and says whether there is a file that has not been
+// read yet: it leads to another one, or this one may be read again.
 func (w *follower) look() bool {
 	var st stat
 	if !w.recheck && w.begun && syscall.Stat(w.path, &st) == nil && w.cur.is(&st) {
 		return false
 	}
 	w.recheck = false
+	refused := w.cur != nil && !w.cur.asApproved()
 	way, err := w.custody.follow(w.path)
 	if w.hints.places(way.turns) { // it may have changed just before it was watched
 		way, err = w.custody.follow(w.path)
@@ -184,10 +185,11 @@ func (w *follower) look() bool {
 		return false
 	}
 	w.healthy()
+	w.cur.approved, w.owner = way.info, way.info.Uid
 	if w.wary {
 		w.disbelieve()
 	}
-	return false
+	return refused
 }
 
 // arrive opens the file the path leads to now.
@@ -202,6 +204,7 @@ func (w *follower) arrive(way way) bool {
 	w.owner, w.owned = st.Uid, true
 	w.cur = w.known(&st)
 	if w.cur != nil {
+		w.cur.approved = st
 		syscall.Close(fd)
 	} else {
 		w.cur = newTail(fd, &st)
@@ -333,6 +336,10 @@ func (w *follower) readTail(t *tail, upto int64) bool {
 			w.failed(t, err)
 			return true
 		}
+		if !t.asApproved() { // asked after the reading: what is in b was there before
+			w.changedHands(t)
+			return true
+		}
 		full := n == len(w.buf)
 		if b = b[:n]; !t.unchanged(b) {
 			return false
@@ -348,6 +355,20 @@ func (w *follower) readTail(t *tail, upto int64) bool {
 		w.checkEnd()
 	}
 	return true
+}
+
+// changedHands deals with a file that others may be able to write to now. The
+// current one waits for its whole way to be checked; an old one has no way any
+// more.
+func (w *follower) changedHands(t *tail) {
+	if t == w.cur {
+		w.recheck = true
+		return
+	}
+	w.old = slices.DeleteFunc(w.old, func(o *tail) bool { return o == t })
+	w.mark(t, true)
+	w.done(t)
+	w.emit(Record{Kind: Gap})
 }
 
 // checkEnd stops a long reading when its time is over.

@@ -91,12 +91,9 @@ func (w *follower) remember(all []sibling) {
 // distance marks the end of every rotated log: what is there now is not
 // believed, and what is written behind it is.
 func (w *follower) distance() {
-	w.marks = map[fileID]mark{}
 	for _, s := range w.siblings(time.Time{}) {
 		if t := w.open(s); t != nil {
-			if size, _ := t.size(); t.seek(size) == nil {
-				w.marks[t.fileID] = mark{size, sum(t.before)}
-			}
+			w.mark(t, false)
 			w.shut(t)
 		}
 	}
@@ -104,8 +101,20 @@ func (w *follower) distance() {
 
 // mark is how far a file was filled when it was not believed.
 type mark struct {
-	size int64
-	sum  uint64 // of the bytes before it: another file may come to have the same inode
+	size  int64
+	sum   uint64 // of the bytes before it: another file may come to have the same inode
+	never bool   // what is written behind it is not believed either
+}
+
+func (w *follower) mark(t *tail, never bool) {
+	size, _ := t.size()
+	if w.marks[t.fileID].never || t.seek(size) != nil {
+		return
+	}
+	if w.marks == nil {
+		w.marks = map[fileID]mark{}
+	}
+	w.marks[t.fileID] = mark{size, sum(t.before), never}
 }
 
 // behindMark goes to the mark in a file that has one, and says whether it has.
@@ -117,6 +126,9 @@ func (w *follower) behindMark(t *tail) bool {
 	if t.seek(m.size) != nil || sum(t.before) != m.sum {
 		t.rewind()
 		return false
+	}
+	if m.never {
+		w.toEnd(t)
 	}
 	t.skipping = !t.atLineStart()
 	return true

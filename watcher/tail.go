@@ -19,6 +19,7 @@ type tail struct {
 	cutter
 	fileID
 	fd       int
+	approved stat      // whose it was and who could write to it when that was found to be right
 	offset   int64     // up to and with the last line that was handed over
 	before   []byte    // the bytes before offset, at most keep
 	end      int64     // how far it was filled when last read
@@ -30,7 +31,7 @@ type tail struct {
 }
 
 func newTail(fd int, st *stat) *tail {
-	return &tail{fd: fd, fileID: fileID{st.Dev, st.Ino}, before: make([]byte, 0, keep), grown: modified(st)}
+	return &tail{fd: fd, fileID: fileID{st.Dev, st.Ino}, approved: *st, before: make([]byte, 0, keep), grown: modified(st)}
 }
 
 // fileID is what a file keeps when it is renamed.
@@ -91,6 +92,17 @@ func (t *tail) seek(offset int64) error {
 		return err
 	}
 	return nil
+}
+
+// asApproved says whether nobody can write to the file who could not when it
+// was approved of.
+func (t *tail) asApproved() bool {
+	var st stat
+	if syscall.Fstat(t.fd, &st) != nil {
+		return false
+	}
+	const others = syscall.S_IWGRP | syscall.S_IWOTH
+	return (st.Uid == t.approved.Uid || st.Uid == 0) && (st.Mode&others == 0 || st.Mode == t.approved.Mode && st.Gid == t.approved.Gid)
 }
 
 // atLineStart says whether the bytes read last end a line.
