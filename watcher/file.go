@@ -22,8 +22,12 @@ const (
 	// go: the logging daemon writes to it until it is told to reopen.
 	drain = time.Minute
 	// doubtful is how long the content of a file that was replaced in place
-	// does not count as live: it may be an old log, still being copied.
+	// does not count as live since it last grew: it may be an old log, still
+	// being copied.
 	doubtful = 2 * time.Second
+	// copying bounds how long that goes on: a busy log never stops growing, and
+	// a copy ends.
+	copying = 10 * time.Minute
 	// maxOld bounds the rotated files that are open at one time.
 	maxOld = 8
 	// positionEvery bounds how often a position is told while lines trickle in.
@@ -404,6 +408,9 @@ func (w *follower) handOver(t *tail, b []byte) {
 	now := w.now()
 	if end := t.offset + int64(len(b)-at); end > t.end {
 		t.end, t.grown = end, now
+		if now.Before(t.copied) {
+			t.doubt = now.Add(doubtful)
+		}
 	}
 	if t == w.cur {
 		w.markFragments()
@@ -450,7 +457,7 @@ func (w *follower) replaced(t *tail) {
 		w.hints.file(c.fd)
 	}
 	t.rewind()
-	t.doubt = w.now().Add(doubtful)
+	t.doubt, t.copied = w.now().Add(doubtful), w.now().Add(copying)
 	w.skipAncient(t)
 }
 

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -330,6 +331,36 @@ func TestFileLive(t *testing.T) {
 		t.Errorf("live %v, want true for a line appended later", s.live)
 	}
 	s.want("v")
+}
+
+// An old log that is copied over the live one for a long time is no more live
+// at its end than at its start.
+func TestFileOldLogIsCopiedSlowlyOverTheLiveOne(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "a\n").start().truncate("mail.log", 0)
+	for range 100 {
+		s.append("mail.log", "old\n").step()
+		s.ahead += doubtful + time.Second // so slowly that each look could be the last
+	}
+	if i := slices.Index(s.live[1:], true); i >= 0 {
+		t.Errorf("line %d of the copy counts as live", i)
+	}
+	s.got, s.live = nil, nil
+	s.truncate("mail.log", 0).append("mail.log", "old\n").step()
+	s.ahead += doubtful
+	s.step().append("mail.log", "new\n").step()
+	if want := []bool{false, false, true}; !slices.Equal(s.live, want) {
+		t.Errorf("live %v, want %v: it had stopped growing", s.live, want)
+	}
+	// A log that never stops growing is live in the end.
+	s.truncate("mail.log", 0)
+	for range int(copying/time.Second) + 5 {
+		s.append("mail.log", "busy\n").step()
+		s.ahead += time.Second
+	}
+	if n := len(s.live); !s.live[n-1] {
+		t.Errorf("a busy log is still not live after %v", copying)
+	}
 }
 
 func TestFileOldFilesAreBounded(t *testing.T) {

@@ -27,6 +27,7 @@ type tail struct {
 	told     bool      // and a gap stands for it, because a newer file was read on
 	live     bool      // everything that was there when it was opened has been read
 	doubt    time.Time // until then it isn't live: another program may still be filling it
+	copied   time.Time // until then it stays in doubt while it grows
 	grown    time.Time // when it was last seen to grow
 }
 
