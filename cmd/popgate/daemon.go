@@ -83,7 +83,7 @@ func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*d
 
 // wire makes the rooms and the arrows between them.
 func (d *daemon) wire(cfg *config.Config) {
-	rules := cfg.Rules(d.sites.current())
+	rules := d.sites.rules(cfg)
 	d.store = cache.New(cache.Options{Now: d.env.now, Gone: func(g relay.Grant) { d.ledger.Gone(g) }})
 	d.ledger = ledger.New(ledger.Options{Store: d.store, Rules: rules, Now: d.env.now, Own: d.own.is, Feed: d.feed})
 	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env.storeFault}, Ledger: d.ledger, Rules: rules,
@@ -243,7 +243,7 @@ func (d *daemon) housekeep(ctx context.Context) {
 func (d *daemon) domainsChanged() {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
-	d.gate.SetRules(d.config.Load().Rules(d.sites.current()))
+	d.gate.SetRules(d.sites.rules(d.config.Load()))
 }
 
 func addresses(ls []openListener) []string {

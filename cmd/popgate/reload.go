@@ -59,7 +59,7 @@ func (d *daemon) swap(ctx context.Context) ([]string, error) {
 		d.log.Warn("configuration", "warning", w.String())
 		notes = append(notes, w.String())
 	}
-	rules := cfg.Rules(d.sites.current())
+	rules := d.sites.rules(cfg)
 	d.config.Store(cfg)
 	d.level.Set(cfg.Log.Level)
 	d.checkReadGroup()

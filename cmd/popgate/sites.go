@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"slices"
 	"sync"
 
 	"popgate/internal/config"
@@ -39,40 +39,23 @@ func newSites(ctx context.Context, cfg *config.Config, log *slog.Logger) (*sites
 func (s *sites) load(ctx context.Context, cfg *config.Config, before *domains.Set) (*domains.Set, error) {
 	set := domains.New(domains.Options{
 		Written: cfg.LocalDomains, Files: cfg.LocalDomainFiles, From: cfg.LocalDomainsFrom, MTA: cfg.MTA, Before: before,
-		Log: s.log, OnChange: func(*relay.Domains) { s.changed() },
+		LocalMailers: cfg.PostfixMailers.Local,
+		Log:          s.log, OnChange: func(*relay.Domains) { s.changed() },
 	})
 	if err := set.Load(ctx); err != nil {
 		return nil, fmt.Errorf("local domains: %w", err)
 	}
-	if err := s.refuseDanger(ctx, cfg, set); err != nil {
-		return nil, err
-	}
-	return set, nil
+	return set, refuseDanger(set)
 }
-
-const mainCF = "/etc/postfix/main.cf"
 
 // refuseDanger refuses to run beside a Postfix that would be an open relay by
 // its configuration: one that sends strangers' recipients through a transport
 // that local_mailers takes for a local one.
-func (s *sites) refuseDanger(ctx context.Context, cfg *config.Config, own domains.Owner) error {
-	if cfg.MTA == relay.Sendmail || cfg.LocalDomainsFrom == domains.FromSendmail {
-		return nil
-	}
-	if _, err := os.Stat(mainCF); err != nil && cfg.LocalDomainsFrom != domains.FromPostfix {
-		return nil
-	}
-	found, err := domains.PostfixDanger(ctx, nil, cfg.PostfixMailers.Local, own)
-	if err != nil {
-		s.log.Warn("Postfix's configuration can't be checked for transports that would make it an open relay", "error", err)
-		return nil
-	}
+func refuseDanger(set *domains.Set) error {
 	var certain []error
-	for _, f := range found {
+	for _, f := range set.Findings() {
 		if f.Certain {
 			certain = append(certain, errors.New(f.Text))
-		} else {
-			s.log.Warn("Postfix's configuration", "warning", f.Text)
 		}
 	}
 	return errors.Join(certain...)
@@ -134,6 +117,19 @@ func (s *sites) present() *domains.Set {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.set
+}
+
+// rules gives a configuration's rules on the site's domains as they are now.
+// Where Postfix has become an open relay by its configuration since it was
+// last loaded, the transport it became one by proves nothing.
+func (s *sites) rules(cfg *config.Config) *relay.Rules {
+	set := s.present()
+	r := cfg.Rules(set.Current())
+	if tainted := set.Tainted(); len(tainted) > 0 {
+		r.PostfixMailers.Local = slices.DeleteFunc(slices.Clone(r.PostfixMailers.Local),
+			func(mailer string) bool { return slices.Contains(tainted, mailer) })
+	}
+	return r
 }
 
 func (s *sites) current() *relay.Domains { return s.present().Current() }

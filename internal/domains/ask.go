@@ -153,10 +153,6 @@ func (s *Set) Ask(ctx context.Context, domain string) relay.Match {
 	return m
 }
 
-// Match tells about a domain without a context: at start and in commands, where
-// nothing but time is lost.
-func (s *Set) Match(domain string) relay.Match { return s.Ask(context.Background(), domain) }
-
 // askable gives the form in which a domain is asked for; nothing that a
 // program could take for an option or a table for a pattern.
 func askable(domain string) (string, bool) {

@@ -1,7 +1,10 @@
 package domains
 
 import (
+	"context"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -99,7 +102,9 @@ func TestAttackFloodOfDomainsDoesNotEraseWhatWasOurs(t *testing.T) {
 				for i := range maxAnswers + 100 {
 					time.Sleep(time.Millisecond)
 					s.Ask(t.Context(), fmt.Sprintf("d%d.stranger.test", i))
-					s.Ask(t.Context(), fmt.Sprintf("d%d.backup.test", i)) // says yes
+					if i%8 == 0 {
+						s.Ask(t.Context(), fmt.Sprintf("d%d.backup.test", i)) // says yes
+					}
 				}
 				if n, ours := len(s.answers.of), len(s.answers.ours); n > maxAnswers || ours != 3 {
 					t.Errorf("%d answers and %d keys kept", n, ours)
@@ -129,5 +134,134 @@ func TestDomainShutOutOfATableHasNotVanished(t *testing.T) {
 		if got := s.Ask(t.Context(), tt.domain); got != tt.want {
 			t.Errorf("%s is %v, want %v", tt.domain, got, tt.want)
 		}
+	}
+}
+
+// Postfix becomes an open relay by its configuration while popgate runs: then
+// the transport by which it did proves nothing, until a reading that saw all
+// of it finds no danger.
+func TestAttackPostfixBecomesAnOpenRelayWhilePopgateRuns(t *testing.T) {
+	const (
+		well  = "mydestination = local.test ldap:own\nrelay_domains =\ndefault_transport = smtp\ntransport_maps = hash:TABLE\n"
+		open  = "mydestination = local.test ldap:own\nrelay_domains =\ndefault_transport = gw:[192.0.2.1]\ntransport_maps = hash:TABLE\n"
+		asked = "postmap -q remote.test ldap:own"
+	)
+	type running struct {
+		site
+		*mta
+		s       *Set
+		o       Options
+		table   string // the command that lists the transport table
+		changes int
+	}
+	conf := func(r *running, text string) {
+		r.say("postconf", strings.ReplaceAll(text, "TABLE", r.path("transport")))
+	}
+	fail := func(r *running, line string, err error) {
+		r.mta.mu.Lock()
+		defer r.mta.mu.Unlock()
+		if r.fails[line] = err; err == nil {
+			delete(r.fails, line)
+		}
+	}
+	remote := func(r *running) { r.say(r.table, "local.test\tgw:\nremote.test\tgw:[192.0.2.1]\n") }
+	for _, tt := range []struct {
+		name   string
+		change func(r *running)
+		after  time.Duration
+		safe   bool // the mailer still proves a recipient local
+	}{
+		{"a file that says the same", func(r *running) { r.write("main.cf", "again\n") }, 2 * settle, true},
+		{"main.cf", func(r *running) { conf(r, open); r.write("main.cf", "changed\n") }, 2 * settle, false},
+		{"master.cf", func(r *running) {
+			r.say("postconf -Px", "rewrite/unix/default_transport = gw:\n")
+			r.write("master.cf", "changed\n")
+		}, 2 * settle, false},
+		{"something no file shows", func(r *running) { conf(r, open) }, reread + 2*settle, false},
+		{"the transport table", func(r *running) { remote(r); r.write("transport.db", "changed") }, 2 * settle, false},
+		{"a domain that is no longer ours", func(r *running) {
+			conf(r, strings.Replace(well, "local.test", "localhost", 1))
+			r.write("main.cf", "changed\n")
+		}, vanish + reread, false},
+		{"and is mended", func(r *running) {
+			conf(r, open)
+			time.Sleep(2 * reread)
+			conf(r, well)
+		}, 2 * reread, true},
+		{"then postconf fails", func(r *running) {
+			conf(r, open)
+			time.Sleep(2 * reread)
+			fail(r, "postconf", errBroken)
+		}, 2 * reread, false},
+		{"then main.cf is gone", func(r *running) {
+			conf(r, open)
+			time.Sleep(2 * reread)
+			fail(r, "postconf", errBroken)
+			os.Remove(r.path("main.cf"))
+		}, 2 * reread, false},
+		{"then the table can't be listed", func(r *running) {
+			remote(r)
+			time.Sleep(2 * reread)
+			fail(r, r.table, errBroken)
+		}, 2 * reread, false},
+		{"then it can be, and is well", func(r *running) {
+			remote(r)
+			time.Sleep(2 * reread)
+			fail(r, r.table, errBroken)
+			time.Sleep(2 * reread)
+			r.say(r.table, "local.test\tgw:\n")
+			fail(r, r.table, nil)
+		}, 2 * reread, true},
+		{"then nobody can tell whose the domain is", func(r *running) {
+			remote(r)
+			time.Sleep(2 * reread)
+			fail(r, asked, errBroken)
+		}, 2 * reread, false},
+		{"then popgate is reloaded while postconf fails", func(r *running) {
+			conf(r, open)
+			time.Sleep(2 * reread)
+			fail(r, "postconf", errBroken)
+			r.o.Before = r.s
+			r.s = New(r.o)
+			r.s.Load(r.t.Context())
+		}, 0, false},
+		{"then it is taken out of local_mailers", func(r *running) {
+			conf(r, open)
+			time.Sleep(2 * reread)
+			r.o.Before, r.o.LocalMailers = r.s, []string{"local"}
+			r.s = New(r.o)
+			r.s.Load(r.t.Context())
+		}, 0, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := &running{site: site{t, t.TempDir()}}
+				r.o, r.mta = postfixSite(t, r.site, map[string]string{"postconf -Px": ""})
+				r.table = "postmap -s hash:" + r.path("transport")
+				r.say(r.table, "local.test\tgw:\nremote.test\tsmtp:\n")
+				conf(r, well)
+				r.o.LocalMailers = []string{"local", "gw"}
+				r.o.OnChange = func(*relay.Domains) { r.changes++ }
+				r.s = loaded(t, r.o)
+				if f := r.s.Findings(); len(f) > 0 {
+					t.Fatalf("findings at first: %+v", f)
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				go r.s.Run(ctx)
+				time.Sleep(3 * settle)
+				r.changes = 0
+				tt.change(r)
+				time.Sleep(tt.after)
+				synctest.Wait()
+				told := slices.ContainsFunc(r.s.Problems(), func(p string) bool { return strings.Contains(p, `goes through "gw"`) })
+				if got := r.s.Tainted(); slices.Equal(got, []string{"gw"}) == tt.safe || told == tt.safe {
+					t.Errorf("tainted %q, problems %q", got, r.s.Problems())
+				}
+				if !tt.safe && r.changes == 0 {
+					t.Error("nobody was told of it")
+				}
+			})
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package domains
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,7 +48,8 @@ func TestOpenRelayByPostfixConfiguration(t *testing.T) {
 			for k, v := range tt.says {
 				says[k] = v
 			}
-			found, err := PostfixDanger(t.Context(), (&mta{says: says}).run, []string{"local", "virtual", "lmtp"}, own)
+			found, _, err := postfixDanger(t.Context(), (&mta{says: says}).run, []string{"local", "virtual", "lmtp"},
+				func(_ context.Context, domain string) relay.Match { return own.Match(domain) })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,11 +68,11 @@ func TestOpenRelayByPostfixConfiguration(t *testing.T) {
 		"postmap -s hash:/etc/t":               "asked.example\tlmtp:\ndown.example\tlmtp:\n",
 		"postmap -q asked.example ldap:/etc/l": "1\n"})
 	m.fails["postmap -q down.example ldap:/etc/l"] = errBroken
-	found, err := PostfixDanger(t.Context(), m.run, []string{"lmtp"}, loaded(t, o))
+	found, _, err := postfixDanger(t.Context(), m.run, []string{"lmtp"}, loaded(t, o).Ask)
 	if err != nil || len(found) != 1 || found[0].Certain || !strings.Contains(found[0].Text, "down.example") {
 		t.Errorf("with a Set: %+v, %v; want the one domain that can't be asked for, as uncertain", found, err)
 	}
-	if _, err := PostfixDanger(t.Context(), (&mta{fails: map[string]error{"postconf": errBroken}}).run, nil, own); err == nil {
+	if _, _, err := postfixDanger(t.Context(), (&mta{fails: map[string]error{"postconf": errBroken}}).run, nil, nil); err == nil {
 		t.Error("a postconf that can't be run is no error")
 	}
 }

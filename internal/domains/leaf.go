@@ -45,7 +45,7 @@ type leaf struct {
 
 // step reads if there is reason to.
 func (l *leaf) step(ctx context.Context, now time.Time) {
-	mark := l.stamp()
+	mark := stamp(l.files)
 	quiet := !l.at.IsZero() && mark == l.mark && l.since.IsZero()
 	patience := recheck
 	if len(l.files) == 0 || l.program {
@@ -115,9 +115,9 @@ func cause(err error) string {
 }
 
 // stamp is a text that differs when one of the files has changed.
-func (l *leaf) stamp() string {
+func stamp(files []string) string {
 	var b bytes.Buffer
-	for _, path := range l.files {
+	for _, path := range files {
 		if info, err := os.Stat(path); err == nil {
 			fmt.Fprintf(&b, "%d %d %v\n", info.Size(), info.ModTime().UnixNano(), info.Mode())
 		} else {

@@ -3,6 +3,7 @@ package domains_test
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,13 +73,14 @@ func TestRealPostfix(t *testing.T) {
 		if !s.Asks() {
 			t.Error("a regexp table can be listed?")
 		}
-		found, err := domains.PostfixDanger(t.Context(), nil, []string{"local", "virtual"}, s.Current())
-		if err != nil || len(found) > 0 {
-			t.Errorf("danger %v, %v; want none", found, err)
-		}
-		found, err = domains.PostfixDanger(t.Context(), nil, []string{"smtp"}, s.Current())
-		if err != nil || len(found) != 1 || !found[0].Certain {
-			t.Errorf("default_transport is local: danger %v, %v; want it told", found, err)
+		for mailer, danger := range map[string]bool{"virtual": false, "smtp": true} {
+			s := domains.New(domains.Options{From: domains.Auto, LocalMailers: []string{"local", mailer}})
+			if err := s.Load(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Tainted(); slices.Equal(got, []string{mailer}) != danger {
+				t.Errorf("with %s as local: tainted %q, findings %+v", mailer, got, s.Findings())
+			}
 		}
 	})
 }

@@ -26,6 +26,10 @@ type Options struct {
 	// MTA is what mta: says. Where auto finds both MTAs' configurations on this
 	// host, it tells which of them counts.
 	MTA relay.MTA
+	// LocalMailers are Postfix's transports that prove a recipient local.
+	// Postfix's configuration is watched for what makes an open relay of it
+	// by one of them; see Findings.
+	LocalMailers []string
 	// Before is the Set that this one takes over from at a reload: what it
 	// read stays good, and what it knew and this one does not has vanished.
 	Before *Set
@@ -33,15 +37,14 @@ type Options struct {
 	Log      *slog.Logger           // nil: nothing is logged
 	Run      Runner                 // nil: Exec
 	Now      func() time.Time       // nil: time.Now
-	OnChange func(*relay.Domains)   // told each new snapshot after Load, by the goroutine in Run
+	OnChange func(*relay.Domains)   // told each new snapshot after Load, and when Tainted changes, by the goroutine in Run
 	MainCF   string                 // empty: /etc/postfix/main.cf
 	Sendmail string                 // empty: /etc/mail/sendmail.cf
 	Hostname func() (string, error) // nil: os.Hostname
 }
 
-// Set is the site's domains as they are known now. Current, Problems, Asks and
-// Ask may be called by anyone at any time; Load and Run belong to one
-// goroutine.
+// Set is the site's domains as they are known now. Load and Run belong to one
+// goroutine; all else may be called by anyone at any time.
 type Set struct {
 	o       Options
 	mu      sync.Mutex // of what a pass works on
@@ -51,6 +54,7 @@ type Set struct {
 	names   map[string]relay.Match
 	view    atomic.Pointer[view]
 	answers answers
+	watch   watch
 }
 
 // view is what is handed out, swapped as a whole.
@@ -59,6 +63,7 @@ type view struct {
 	problems []string
 	tables   []table
 	whole    bool // every list has been read once
+	findings []Finding
 }
 
 // New makes a Set that knows what local_domains says, and what the Set before
@@ -106,6 +111,13 @@ func (s *Set) inherit(b *Set) {
 	b.answers.mu.Lock()
 	s.answers.ours = maps.Clone(b.answers.ours)
 	b.answers.mu.Unlock()
+	if s.besidePostfix() {
+		for _, f := range b.watch.found {
+			if f.Certain && slices.Contains(s.o.LocalMailers, f.Mailer) {
+				s.watch.found = append(s.watch.found, f)
+			}
+		}
+	}
 	for name, l := range b.leaves {
 		if l.known {
 			s.leaves[name] = &leaf{name: l.name, text: l.text, known: true}
@@ -116,9 +128,25 @@ func (s *Set) inherit(b *Set) {
 // Current gives the domains as they are known now.
 func (s *Set) Current() *relay.Domains { return s.view.Load().domains }
 
-// Problems tells what could not be read or understood, for the status; none
-// means well.
-func (s *Set) Problems() []string { return s.view.Load().problems }
+// Problems tells what could not be read or understood, and what is dangerous
+// for certain, for the status; none means well.
+func (s *Set) Problems() []string {
+	v := s.view.Load()
+	all := slices.Clone(v.problems)
+	for _, f := range v.findings {
+		if f.Certain {
+			all = append(all, f.Text)
+		}
+	}
+	return all
+}
+
+// Findings tells what in Postfix's configuration takes the ground from under a
+// mailer.
+func (s *Set) Findings() []Finding { return s.view.Load().findings }
+
+// Tainted names the mailers that prove nothing while a certain finding stands.
+func (s *Set) Tainted() []string { return tainted(s.Findings()) }
 
 // Asks says whether Current is not the whole truth: there are tables that can
 // only be asked, or lists that have not been read yet.
@@ -194,7 +222,15 @@ func (s *Set) pass(ctx context.Context) (open, changed bool) {
 		return false, false // what was cut short is no reading
 	}
 	maps.DeleteFunc(s.leaves, func(_ string, l *leaf) bool { return !l.used })
-	return g.open, s.publish(g)
+	before := s.view.Load()
+	changed = s.publish(g, before)
+	if s.guard(ctx, g.now, changed || g.whole != before.whole) {
+		changed = true
+	}
+	v := *s.view.Load()
+	v.findings = s.watch.found
+	s.view.Store(&v)
+	return g.open, changed
 }
 
 // step brings a leaf up to date and gives its text. Where none is known, the
@@ -303,7 +339,7 @@ func (g *gathering) put(name string, m relay.Match) {
 
 // publish swaps in what a pass has gathered and says whether the domains
 // differ from those before.
-func (s *Set) publish(g *gathering) bool {
+func (s *Set) publish(g *gathering, before *view) bool {
 	for name := range s.found {
 		if g.names[name] < relay.DomainFound {
 			delete(s.found, name)
@@ -323,9 +359,8 @@ func (s *Set) publish(g *gathering) bool {
 		}
 		g.put(name, relay.DomainVanished)
 	}
-	before := s.view.Load()
 	slices.Sort(g.problems)
-	v := &view{before.domains, slices.Compact(g.problems), g.tables, g.whole}
+	v := &view{before.domains, slices.Compact(g.problems), g.tables, g.whole, before.findings}
 	changed := !maps.Equal(s.names, g.names)
 	if changed || s.names == nil {
 		v.domains = relay.NewDomains(g.names)
