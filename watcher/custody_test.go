@@ -59,6 +59,84 @@ func TestFileThatIsNotBelievedIsRotated(t *testing.T) {
 	s.step().want("GAP", "b", "d")
 }
 
+// Whoever logged in while the log was not believed is a stranger to us, and
+// nobody can tell: it must be said. What had been read before is no such case.
+func TestFileSaysWhatWasPassedOver(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		do     func(s *stage)
+		lost   int
+		unread int64
+	}{
+		{"lines written while it was not believed", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().append("mail.log", "login\n").chmod("mail.log", 0o640).step()
+		}, 1, 6},
+		{"nothing was written while it was not believed", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().chmod("mail.log", 0o640).step()
+		}, 0, 0},
+		{"lines written just before it could not be believed", func(s *stage) {
+			s.append("mail.log", "login\n").chmod("mail.log", 0o666).step().chmod("mail.log", 0o640).step()
+		}, 1, 6},
+		{"emptied and filled again while it was not believed", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().truncate("mail.log", 0).append("mail.log", "b\n").chmod("mail.log", 0o640).step()
+		}, 1, 2},
+		{"rotated while it was not believed", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().append("mail.log", "login\n").rename("mail.log", "mail.log.1").append("mail.log", "b\n").step()
+		}, 1, 8},
+		{"rotated while it was not believed, nothing in the new one yet", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().rename("mail.log", "mail.log.1").append("mail.log", "").step()
+		}, 1, 0},
+		{"a rotated log that everybody can write to", func(s *stage) {
+			s.rename("mail.log", "mail.log.1").append("mail.log", "b\n").step()
+			s.append("mail.log.1", "login\n").chmod("mail.log.1", 0o666).step()
+		}, 1, 6},
+		{"a restart while it was not believed", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().kill().append("mail.log", "login\n").chmod("mail.log", 0o640).start()
+		}, 1, 0},
+		{"a restart while it was not believed, and it is gone", func(s *stage) {
+			s.chmod("mail.log", 0o666).step().kill().remove("mail.log").start()
+		}, 1, 0},
+		{"a restart, and the place is gone", func(s *stage) {
+			s.stop()
+			s.truncate("mail.log", 0).append("mail.log", "b\n").start()
+		}, 1, 0},
+		{"a restart", func(s *stage) {
+			s.stop()
+			s.append("mail.log", "b\n").start()
+		}, 0, 0},
+		{"emptied", func(s *stage) { s.truncate("mail.log", 0).append("mail.log", "b\n").step() }, 0, 0},
+		{"emptied, half a line in it", func(s *stage) {
+			s.append("mail.log", "half").step().truncate("mail.log", 0).append("mail.log", "b\n").step()
+		}, 1, 4},
+		{"emptied after it was copied, half a line in it", func(s *stage) {
+			s.append("mail.log", "half").step().append("mail.log", " done\n").copy("mail.log", "mail.log.1").truncate("mail.log", 0).step()
+		}, 0, 0},
+		{"rotated", func(s *stage) {
+			s.append("mail.log", "b\n").rename("mail.log", "mail.log.1").append("mail.log", "c\n").step()
+		}, 0, 0},
+		{"an over-long line", func(s *stage) { s.append("mail.log", strings.Repeat("x", MaxLine+1)+"\n").step() }, 0, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStage(t)
+			s.append("mail.log", "a\n").start().want("a").wantUp()
+			tt.do(s)
+			if s.lost != tt.lost || s.unread != tt.unread {
+				t.Errorf("%d gaps of unread lines with %d bytes, want %d with %d", s.lost, s.unread, tt.lost, tt.unread)
+			}
+		})
+	}
+}
+
+// The log could be written to by others from the start.
+func TestFileSaysWhatWasPassedOverBeforeTheFirstReading(t *testing.T) {
+	s := newStage(t)
+	s.append("mail.log", "login\n").chmod("mail.log", 0o666).start().wantDown("writable by everybody")
+	s.chmod("mail.log", 0o640).step().want("GAP").wantUp()
+	if s.lost != 1 || s.unread != 6 {
+		t.Errorf("%d gaps of unread lines with %d bytes, want 1 with 6", s.lost, s.unread)
+	}
+}
+
 // A log in log/mail.log, which is trusted, is made untrustworthy in many ways.
 func TestFileThatOthersCouldReplaceIsDown(t *testing.T) {
 	for _, tt := range []struct {

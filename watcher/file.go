@@ -191,7 +191,7 @@ func (w *follower) look() bool {
 	w.healthy()
 	w.cur.approved, w.owner = way.info, way.info.Uid
 	if w.wary {
-		w.disbelieve()
+		w.disbelieve(!w.begun)
 	}
 	return refused
 }
@@ -221,7 +221,7 @@ func (w *follower) arrive(way way) bool {
 	w.arrived = w.now()
 	switch {
 	case w.wary:
-		w.disbelieve()
+		w.disbelieve(true) // there may have been others before it
 	case !w.begun:
 		w.begin()
 	case w.cur.offset == 0 && !w.behindMark(w.cur):
@@ -286,15 +286,36 @@ func (w *follower) healthy() {
 }
 
 // disbelieve goes to the end of a log others could write to: none of what was
-// written meanwhile is taken for a login.
-func (w *follower) disbelieve() {
-	w.wary, w.begun = false, true
+// written meanwhile is taken for a login. What was not read is lost, and more may
+// be than is seen.
+func (w *follower) disbelieve(lost bool) {
+	end, unread, more := w.unread(w.cur)
+	lost = lost || more
 	for _, t := range w.old {
+		_, n, more := w.unread(t)
+		unread, lost = unread+n, lost || more
 		w.shut(t)
 	}
-	w.old = nil
+	w.wary, w.begun, w.old = false, true, nil
 	w.distance()
-	w.toEnd(w.cur)
+	w.passOver(w.cur, end)
+	w.emit(Record{Kind: Gap, Lost: lost, Unread: unread})
+}
+
+// unread says where a file ends, and how much before that has not been handed
+// over.
+func (w *follower) unread(t *tail) (end, n int64, lost bool) {
+	end, _ = t.size()
+	b := w.buf[:len(t.before)]
+	if n, err := t.ReadAt(b, t.offset-int64(len(b))); err != nil || !t.unchanged(b[:n]) {
+		return end, end, true // it has been replaced, and its old end is gone
+	}
+	return end, end - t.offset, end > t.offset
+}
+
+// miss stands for lines that were there, or may have been, and are never read.
+func (w *follower) miss(bytes int64) {
+	w.emit(Record{Kind: Gap, Lost: true, Unread: bytes})
 }
 
 // restart sets where reading a file goes on; a file that can't be read now will
@@ -370,9 +391,10 @@ func (w *follower) changedHands(t *tail) {
 		return
 	}
 	w.old = slices.DeleteFunc(w.old, func(o *tail) bool { return o == t })
+	_, unread, lost := w.unread(t)
 	w.mark(t, true)
 	w.done(t)
-	w.emit(Record{Kind: Gap})
+	w.emit(Record{Kind: Gap, Lost: lost, Unread: unread})
 }
 
 // checkEnd stops a long reading when its time is over.
@@ -388,12 +410,13 @@ func (w *follower) checkEnd() {
 // server that lost it). Where it was the current one, reading goes on from the
 // same place when it can be opened again.
 func (w *follower) failed(t *tail, err error) {
+	gap := Record{Kind: Gap, Lost: t != w.cur}
 	if t == w.cur {
 		w.from, w.begun, w.cur = t.position(), false, nil
 	}
 	w.old = slices.DeleteFunc(w.old, func(o *tail) bool { return o == t })
 	w.shut(t)
-	w.emit(Record{Kind: Gap})
+	w.emit(gap)
 	w.lost(way{}, &fs.PathError{Op: "read", Path: w.path, Err: err})
 }
 
@@ -447,8 +470,13 @@ func (w *follower) markFragments() {
 // truncated, and may have been filled again. What it held and was not read may
 // be in a copy beside it, which is then read first.
 func (w *follower) replaced(t *tail) {
-	w.emit(Record{Kind: Gap})
-	if c := w.copyOf(t); c != nil {
+	c := w.copyOf(t)
+	rest := t.end - t.offset // half a line, seen and not judged
+	if c != nil {
+		rest = 0
+	}
+	w.emit(Record{Kind: Gap, Lost: rest > 0, Unread: max(0, rest)})
+	if c != nil {
 		i := max(0, slices.Index(w.old, t))
 		if t == w.cur {
 			i = len(w.old)

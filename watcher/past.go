@@ -49,9 +49,8 @@ func (w *follower) begin() {
 		w.distance()
 		if w.cur != nil {
 			w.toEnd(w.cur)
-		} else {
-			w.emit(Record{Kind: Gap})
 		}
+		w.miss(0) // how far it had been read is not known any more
 		return
 	}
 	if !from.IsZero() {
@@ -62,7 +61,7 @@ func (w *follower) begin() {
 		if w.beginInSibling(from) {
 			return
 		}
-		w.emit(Record{Kind: Gap}) // the place is gone, and what followed it perhaps too
+		w.miss(0) // the place is gone, and what followed it perhaps too
 	}
 	w.beginAt(w.now().Add(-w.window))
 }
@@ -129,6 +128,7 @@ func (w *follower) behindMark(t *tail) bool {
 	}
 	if m.never {
 		w.toEnd(t)
+		w.miss(t.offset - m.size)
 	}
 	t.skipping = !t.atLineStart()
 	return true
@@ -148,7 +148,7 @@ func (w *follower) goOn(t *tail, offset int64) {
 	size, _ := t.size()
 	if size-offset > maxCatchUp {
 		if at := w.sinceIn(t, w.now().Add(-w.window)); at > offset {
-			w.emit(Record{Kind: Gap})
+			w.miss(at - offset)
 			offset = at
 		}
 	}
@@ -365,7 +365,7 @@ func (w *follower) unpack(s sibling, from *relay.Position, since time.Time) bool
 		}
 	}
 	if limited.N <= 0 {
-		w.emit(Record{Kind: Gap}) // there may be more
+		w.miss(0) // there may be more
 	}
 	return true
 }
@@ -392,6 +392,7 @@ func (w *follower) skipAncient(t *tail) {
 	case size <= newborn:
 	case w.bygone(t, size):
 		w.toEnd(t)
+		w.emit(Record{Kind: Gap})
 	case size > ancient:
 		w.restart(t, w.sinceIn(t, w.now().Add(-w.window)))
 	}
@@ -423,9 +424,13 @@ func (w *follower) bygone(t *tail, size int64) bool {
 // toEnd passes over everything a file holds, half a line at its end included.
 func (w *follower) toEnd(t *tail) {
 	size, _ := t.size()
-	w.restart(t, size)
+	w.passOver(t, size)
+}
+
+// passOver goes to an offset that may be inside a line, whose rest is not judged.
+func (w *follower) passOver(t *tail, offset int64) {
+	w.restart(t, offset)
 	t.skipping = !t.atLineStart()
-	w.emit(Record{Kind: Gap})
 }
 
 // sinceIn finds the start of a line from which on a file holds everything

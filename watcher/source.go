@@ -42,8 +42,13 @@ type Record struct {
 	// says: a stamp without a year comes round again.
 	Live     bool
 	Position relay.Position // not zero: everything up to it has been handed over once this record has
-	Unit     string         // the trusted unit it came from, where the source knows one
-	Err      error          // Down: where, what, and what would be right
+	// Lost says of a Gap that lines were passed over unread, or that this can't
+	// be ruled out: nobody can tell any more who did not log in. Without it, all
+	// there was has been read as far as can be told.
+	Lost   bool
+	Unread int64  // Lost: how many bytes, if that is known
+	Unit   string // the trusted unit it came from, where the source knows one
+	Err    error  // Down: where, what, and what would be right
 }
 
 // Source is one place logins are read from. Its records are read by one

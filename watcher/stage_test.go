@@ -24,6 +24,8 @@ type stage struct {
 	live      []bool        // of each in got
 	down      []string
 	up        bool
+	lost      int            // gaps of lines that were passed over
+	unread    int64          // bytes of them
 	position  relay.Position // the last one that was told
 }
 
@@ -81,6 +83,9 @@ func (s *stage) record(r Record) bool {
 		s.live = append(s.live, r.Live)
 	case Gap:
 		s.got = append(s.got, "GAP")
+		if s.unread += r.Unread; r.Lost {
+			s.lost++
+		}
 		s.live = append(s.live, r.Live)
 	case CaughtUp:
 		s.up = true

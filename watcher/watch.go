@@ -29,8 +29,8 @@ type Options struct {
 	From     relay.Position // where an earlier reading got to; zero: none
 	Since    time.Time      // without a place to go on from: how far back lines matter
 	Ledger   Ledger         //
-	// Report is told of health at each change of status, else at most each
-	// second. One call ends before the next begins, and reading waits for it.
+	// Report is told of health at each change of status and when lines were
+	// passed over, else at most each second. One call ends before the next begins, and reading waits for it.
 	Report   func(relay.SourceState) // nil: nobody asks
 	Unparsed func(line []byte)       // a line that looks like a login and is none; nil: nobody asks
 }
@@ -90,6 +90,9 @@ func (w *watch) record(r *Record) {
 		w.line(r)
 	case Gap:
 		w.gap(r.Arrived)
+		if r.Lost {
+			w.health.missed(r.Unread)
+		}
 	case CaughtUp:
 		w.flush()
 		w.health.caughtUp()
@@ -252,6 +255,16 @@ func (h *health) set(s relay.SourceStatus, why string) {
 		h.state.Since = time.Now()
 	}
 	h.state.Status, h.state.Error = s, why
+	h.tell()
+}
+
+// missed says that lines were passed over unread, which is reported at once: it
+// must be known before the source counts as read.
+func (h *health) missed(unread int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state.Missed++
+	h.state.Skipped += uint64(max(0, unread))
 	h.tell()
 }
 

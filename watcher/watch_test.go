@@ -171,6 +171,25 @@ func TestWatchHealth(t *testing.T) {
 	})
 }
 
+// What was passed over is known before the source counts as read: else a
+// client whose login was among it would be refused.
+func TestWatchTellsOfMissedLinesBeforeItIsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := play(t, &script{records: []Record{
+			{Kind: CaughtUp}, {Kind: Gap}, {Kind: Down, Err: errors.New("on fire")},
+			{Kind: Gap, Lost: true, Unread: 100}, {Kind: CaughtUp}, {Kind: Gap, Lost: true, Unread: 20}, {Kind: Gap, Lost: true},
+		}}, nil)
+		var told []string
+		for _, s := range n.reported() {
+			told = append(told, fmt.Sprint(s.Status, s.Gaps, s.Missed, s.Skipped))
+		}
+		want := []string{"starting 0 0 0", "up 0 0 0", "down 1 0 0", "down 2 1 100", "up 2 1 100", "up 3 2 120", "up 4 3 120"}
+		if !slices.Equal(told[:len(want)], want) {
+			t.Errorf("told %q, want %q", told, want)
+		}
+	})
+}
+
 func TestWatchReportsAtMostEachSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var records []Record

@@ -269,6 +269,32 @@ func TestReadiness(t *testing.T) {
 			time.Sleep(time.Nanosecond)
 			blind("after a ttl", false)
 		}},
+		{"a source passed over lines unread", func(g *Gate, blind func(string, bool)) {
+			missed := func(status relay.SourceStatus, n uint64) {
+				g.SourceChanged(relay.SourceState{Name: "a", Status: status, Missed: n})
+			}
+			g.Sources([]string{"a", "b"})
+			report(g, "b", relay.SourceUp)
+			missed(relay.SourceUp, 0)
+			time.Sleep(time.Hour)
+			blind("nothing missed", false)
+			missed(relay.SourceUp, 1)
+			time.Sleep(30*time.Minute - time.Nanosecond)
+			missed(relay.SourceUp, 1)
+			blind("within a ttl", true)
+			time.Sleep(time.Nanosecond)
+			blind("after a ttl, told of the same", false)
+			missed(relay.SourceDown, 1)
+			missed(relay.SourceUp, 3)
+			blind("more of it, with a change of status", true)
+			missed(relay.SourceStarting, 0)
+			missed(relay.SourceUp, 0)
+			blind("it is read anew, which brings nothing back", true)
+			time.Sleep(30 * time.Minute)
+			blind("a ttl later", false)
+			missed(relay.SourceUp, 1)
+			blind("missed in the new reading", true)
+		}},
 		{"a source that is read anew", func(g *Gate, blind func(string, bool)) {
 			g.Sources([]string{"a", "b"})
 			report(g, "a", relay.SourceUp)

@@ -21,16 +21,18 @@ type readiness struct {
 }
 
 type sourceLife struct {
-	state relay.SourceState
-	since time.Duration // clock that only runs forward, of the last change of Status
-	begun time.Duration // when its replay began
+	state  relay.SourceState
+	since  time.Duration // clock that only runs forward, of the last change of Status
+	begun  time.Duration // when its replay began
+	missed time.Duration // when it last passed over lines unread; 0: never
 }
 
 // readinessView is what a look-up needs, computed when a source's status
-// changes. Times are on the clock that only runs forward.
+// changes or it has missed lines. Times are on the clock that only runs forward.
 type readinessView struct {
 	forever bool          // no source is up
 	until   time.Duration // start-up replay of a source that is not up yet
+	missed  time.Duration // when a source last passed over lines unread; 0: none has
 	missing time.Duration // when the last of the sources that are down was lost or begun, or its replacement came up; 0: none is down
 }
 
@@ -71,8 +73,12 @@ func (g *Gate) SourceChanged(s relay.SourceState) {
 			life.begun = now.Mono // it is read anew
 		}
 	}
+	missed := s.Missed > life.state.Missed
+	if missed {
+		life.missed = max(now.Mono, 1)
+	}
 	life.state = s
-	if changed {
+	if changed || missed {
 		r.compute()
 	}
 }
@@ -106,6 +112,7 @@ func (r *readiness) compute() {
 		}
 	}
 	for _, l := range r.sources {
+		v.missed = max(v.missed, l.missed)
 		switch l.state.Status {
 		case relay.SourceUp:
 		case relay.SourceStarting:
@@ -125,7 +132,7 @@ func (r *readiness) blind(now relay.Now, ttl time.Duration) bool {
 	if v == nil {
 		return false
 	}
-	return v.forever || now.Mono < v.until || v.missing > 0 && now.Mono < v.missing+ttl
+	return v.forever || now.Mono < v.until || v.missing > 0 && now.Mono < v.missing+ttl || v.missed > 0 && now.Mono < v.missed+ttl
 }
 
 // Blind says whether a login may have been missed because of a source.

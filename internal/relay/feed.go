@@ -59,5 +59,7 @@ type SourceState struct {
 	Logins    uint64        // login events read
 	Unparsed  uint64        // lines that look like a login and match nothing
 	Gaps      uint64        // places where something may have been missed
+	Missed    uint64        // those of them where lines were passed over unread, so that logins are missing as far as can be told
+	Skipped   uint64        // bytes of these lines, where it can be told
 	Lag       time.Duration // how far reading is behind, where the source can tell
 }
