@@ -265,3 +265,74 @@ func TestAttackPostfixBecomesAnOpenRelayWhilePopgateRuns(t *testing.T) {
 		})
 	}
 }
+
+// sendmail's access map lets mail through to destinations that are in no class.
+// Whoever writes to one of them must not be refused for good.
+func TestAttackDestinationOfTheAccessMapIsNotForeign(t *testing.T) {
+	const (
+		hosts  = "R<NO> $* < @ $=R >\t\t$: <RELAY> $1 < @ $2 >\n"
+		below  = "R<NO> $* < @ $* $=R >\t\t$: <RELAY> $1 < @ $2 $3 >\n"
+		hash   = "Kaccess hash -T<TMPF> DIR/access\n"
+		text   = "to:backup.test\tRELAY\nboth.test\tRELAY\n"
+		listed = "makemap -u hash DIR/access"
+	)
+	for _, tt := range []struct {
+		name, cf              string
+		says                  string // by makemap; empty: it fails
+		files                 map[string]string
+		found, foreign, maybe string
+		problem               string
+	}{
+		{name: "a database", cf: hash + below, says: text, found: "backup.test a.backup.test both.test b.a.both.test", foreign: "remote.test"},
+		{name: "relay_hosts_only", cf: hash + hosts, says: text, found: "backup.test both.test", foreign: "a.backup.test remote.test"},
+		{name: "a text", cf: "Kaccess text -k0 -v1 -z\\t DIR/access\n" + below, files: map[string]string{"access": "# ours\nTo:Backup.test\tRELAY\n"},
+			found: "backup.test a.backup.test", foreign: "remote.test"},
+		{name: "a text with columns of its own", cf: "Kaccess text -k2 -v0 -z: DIR/access\n" + below, files: map[string]string{"access": "relay::backup.test\n"},
+			found: "backup.test", foreign: "relay remote.test"},
+		{name: "other values let nothing through", cf: hash + below,
+			says:    "to:rejected.test\tREJECT\nspam.test\tERROR:5.7.1:550 no\nsender.test\tOK\nfrom:f.test\tRELAY\nconnect:c.test\tRELAY\nto:meant.test\tOK\nto:bob@user.test\tRELAY\n",
+			foreign: "rejected.test spam.test sender.test f.test c.test", maybe: "meant.test user.test"},
+		{name: "To: goes before what has no tag", cf: hash + below, says: "a.test\tRELAY\nto:a.test\tREJECT\nto:b.test\tRELAY\nb.test\tREJECT\n",
+			found: "b.test", foreign: "a.test"},
+		{name: "a subdomain with another value", cf: hash + below, says: "to:backup.test\tRELAY\nno.backup.test\tREJECT\n",
+			found: "backup.test", maybe: "no.backup.test a.backup.test", foreign: "remote.test"},
+		{name: "addresses are clients", cf: hash + below, says: "192.0.2\tRELAY\n192.0.2.1\tRELAY\nipv6:2001:db8\tRELAY\n[192.0.2.2]\tRELAY\nlocalhost\tRELAY\n",
+			found: "localhost", foreign: "192.0.2.1 192.0.2 remote.test"},
+		{name: "a whole top-level domain", cf: hash + below, says: "to:com\tRELAY\n", found: "com", maybe: "stranger.com", foreign: "remote.test", problem: `"com" with RELAY`},
+		{name: "a database nobody may read, beside its text", cf: hash + below, files: map[string]string{"access": text},
+			maybe: "backup.test a.backup.test both.test", foreign: "remote.test", problem: "DIR/access allows is put off"},
+		{name: "a database nobody may read, without one", cf: hash + below, maybe: "backup.test remote.test", problem: "nobody knows which destinations it allows"},
+		{name: "one that need not be there", cf: "Kaccess hash -o DIR/access\n" + below, foreign: "backup.test"},
+		{name: "one that need not be, and is", cf: "Kaccess hash -o DIR/access\n" + below, says: text, files: map[string]string{"access.db": "x"}, found: "backup.test", foreign: "remote.test"},
+		{name: "an LDAP map", cf: "Kaccess ldap -1 -k (x=%0)\n" + below, maybe: "backup.test remote.test", problem: `"Kaccess ldap -1 -k (x=%0)" can't be followed`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d := site{t, t.TempDir()}
+			in := func(s string) string { return strings.ReplaceAll(s, "DIR", d.dir) }
+			d.write("sendmail.cf", in("Cwlocal.test\n"+tt.cf))
+			d.age("sendmail.cf", time.Hour)
+			for name, text := range tt.files {
+				d.write(name, text)
+				d.age(name, time.Hour)
+			}
+			m := &mta{says: map[string]string{}}
+			if tt.says != "" {
+				m.says[in(listed)] = tt.says
+			}
+			o := d.options()
+			o.From, o.Run = FromSendmail, m.run
+			s := loaded(t, o)
+			for want, domains := range map[relay.Match]string{relay.DomainFound: tt.found + " local.test", relay.DomainOther: tt.foreign, relay.DomainUnsure: tt.maybe} {
+				for domain := range strings.FieldsSeq(domains) {
+					if got := s.Ask(t.Context(), domain); got != want {
+						t.Errorf("%s is %v, want %v", domain, got, want)
+					}
+				}
+			}
+			problems := strings.Join(s.Problems(), "\n")
+			if (tt.problem == "") != (problems == "") || !strings.Contains(problems, in(tt.problem)) {
+				t.Errorf("problems %q, want %q", problems, in(tt.problem))
+			}
+		})
+	}
+}

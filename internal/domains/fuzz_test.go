@@ -64,7 +64,7 @@ func checkName(t *testing.T, n Name) {
 // FuzzReadCF holds for any sendmail.cf: reading it ends, macros stay bounded,
 // and a file it names is a path.
 func FuzzReadCF(f *testing.F) {
-	for _, s := range []string{cfText, "Cw$j\nDj$w.$m\nDm$m\n", "C{w", "F", "D", "C", "FR-o\n", "Fw-o /x %[^\\#]", "DZ$Z$Z$Z$Z\nCw$Z", " \n\tx\nCw a\n b\n", "D{a}$a\nDa${a}\nCR$a"} {
+	for _, s := range []string{cfText, "Cw$j\nDj$w.$m\nDm$m\n", "C{w", "F", "D", "C", "FR-o\n", "Fw-o /x %[^\\#]", "DZ$Z$Z$Z$Z\nCw$Z", "Kaccess hash -T<TMPF> -o /etc/mail/access\n", "Kaccess text -k99999999999999999999 -v -z /x\nKaccess", " \n\tx\nCw a\n b\n", "D{a}$a\nDa${a}\nCR$a"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
@@ -74,11 +74,41 @@ func FuzzReadCF(f *testing.F) {
 				t.Errorf("%+v is no file", file)
 			}
 		}
+		if a := cf.access; a != nil {
+			if !strings.HasPrefix(a.path, "/") || a.key < 0 || a.value < 0 {
+				t.Errorf("%+v is no map", a)
+			}
+		}
 		for _, words := range cf.words {
 			for _, w := range words {
 				if full, ok := cf.expand(w, 5); ok && (len(full) > 1000+len(w) || strings.Contains(full, "$")) {
 					t.Errorf("%q became %q", w, full)
 				}
+			}
+		}
+	})
+}
+
+// FuzzAccessMap holds for any access map: only a name with RELAY is ours, and
+// no top-level domain with all below it.
+func FuzzAccessMap(f *testing.F) {
+	for _, s := range []string{"to:a.test\tRELAY\nb.a.test\tREJECT\n", "com RELAY\n", "To:x@y RELAY\n@ relay\n. RELAY\n.x RELAY\n+x.test RELAY\n", "to:to:x RELAY\nto: RELAY\n\tRELAY\n", "to:\xff RELAY\nm\u00fcller.example RELAY\n"} {
+		f.Add([]byte(s), "", 0, 1)
+		f.Add([]byte(s), "\t", 1, 0)
+	}
+	f.Fuzz(func(t *testing.T, text []byte, delimiter string, key, value int) {
+		a := accessMap{kind: "text", delimiter: delimiter, key: max(key, 0), value: max(value, 0)}
+		rows := a.rows(text)
+		g := &gathering{names: map[string]relay.Match{}}
+		putAccess(g, &sendmailCF{below: true}, rows, relay.DomainFound, "map")
+		for name, m := range g.names {
+			n, err := ParseName(name)
+			bare := strings.TrimPrefix(name, ".")
+			if m == relay.DomainFound && (err != nil || n.Below && tooWide(n.ASCII) || !slices.ContainsFunc(rows, func(row [2]string) bool {
+				of, err := ParseName(strings.TrimPrefix(row[0], "to:"))
+				return err == nil && strings.EqualFold(row[1], "RELAY") && (of.ASCII == bare || of.Unicode == bare)
+			})) {
+				t.Errorf("%q is ours by %q", name, text)
 			}
 		}
 	})

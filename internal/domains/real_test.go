@@ -97,3 +97,37 @@ func TestRealSendmail(t *testing.T) {
 		want(t, s, relay.DomainOther, "remote.test sub.file.test 192.0.2")
 	})
 }
+
+// The access map as sendmail's own makemap writes and prints it, and its text
+// where popgate may not read it.
+func TestRealAccessMap(t *testing.T) {
+	lab.Isolated(t, func(t *testing.T, h *lab.Host) {
+		h.Sendmail(t, lab.SendmailOptions{
+			Milter: true, // with promiscuous_relay
+			M4:     []string{"FEATURE(`access_db', `hash -T<TMPF> -o /etc/mail/access')dnl"},
+			Files:  map[string]string{"access": "To:backup.test\tRELAY\nBoth.test\tRELAY\nwell.test\tOK\nno.both.test\tREJECT\n192.0.2\tRELAY\n"},
+		})
+		if out, err := exec.Command("sh", "-c", "makemap hash /etc/mail/access < /etc/mail/access").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		settled(t, "/etc/mail/sendmail.cf", "/etc/mail/access", "/etc/mail/access.db")
+		s := load(t, domains.FromSendmail)
+		want(t, s, relay.DomainFound, "local.test backup.test sub.backup.test both.test")
+		want(t, s, relay.DomainUnsure, "sub.both.test no.both.test")
+		want(t, s, relay.DomainOther, "remote.test well.test")
+
+		if err := os.WriteFile("/etc/mail/access.db", []byte("garbage"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		settled(t, "/etc/mail/access.db")
+		s = domains.New(domains.Options{From: domains.FromSendmail})
+		if err := s.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		want(t, s, relay.DomainUnsure, "backup.test sub.backup.test both.test")
+		want(t, s, relay.DomainOther, "remote.test well.test")
+		if p := strings.Join(s.Problems(), "\n"); !strings.Contains(p, "put off") {
+			t.Errorf("problems %q", p)
+		}
+	})
+}

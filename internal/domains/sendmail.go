@@ -21,7 +21,8 @@ type sendmailCF struct {
 	files  []classFile
 	macros map[string]string
 	odd    []string // definitions that can't be followed, as they stand
-	below  bool     // class R stands for subdomains too
+	below  bool     // class R and the access map stand for subdomains too
+	access *accessMap
 }
 
 // classFile is a file of words of a class.
@@ -45,6 +46,13 @@ func readCF(text []byte) sendmailCF {
 		case 'F':
 			if class, value := cfName(line[1:]); slices.Contains(sendmailClasses, class) {
 				cf.file(class, value, line)
+			}
+		case 'K':
+			if words := strings.Fields(line[1:]); len(words) > 0 && words[0] == "access" {
+				a, ok := readAccess(words)
+				if cf.access = a; !ok {
+					cf.access, cf.odd = nil, append(cf.odd, line)
+				}
 			}
 		case 'R':
 			if strings.Contains(line, "@ $* $=R >") {
@@ -146,6 +154,7 @@ func (s *Set) gatherSendmail(g *gathering) {
 	for _, class := range sendmailClasses {
 		s.gatherClass(g, &cf, class, []string{class})
 	}
+	s.gatherAccess(g, &cf)
 	for _, line := range cf.odd {
 		g.problems = append(g.problems, fmt.Sprintf("%s: %q can't be followed; write its domains into local_domains", s.o.Sendmail, line))
 		g.whole = false
