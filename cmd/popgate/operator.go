@@ -199,7 +199,7 @@ func (d *daemon) statusOfSources(st *control.Status) {
 	for _, s := range d.gate.SourceStates() {
 		st.Sources = append(st.Sources, control.Source{
 			Name: s.Name, Type: s.Type, State: s.Status.String(), Error: s.Error, LastLine: known(s.LastLine),
-			LastLogin: known(s.LastLogin), Lines: s.Lines, Logins: s.Logins, Unparsed: s.Unparsed, Gaps: s.Gaps, Lag: s.Lag.Seconds(),
+			LastLogin: known(s.LastLogin), Lines: s.Lines, Logins: s.Logins, Unparsed: s.Unparsed, Gaps: s.Gaps, Missed: s.Missed, Skipped: s.Skipped, Lag: s.Lag.Seconds(),
 		})
 		if s.Status == relay.SourceDown {
 			st.Problems = append(st.Problems, "source "+s.Name+" is down: "+s.Error)

@@ -53,6 +53,9 @@ func printStatus(e *env, st *control.Status) error {
 	for _, s := range st.Sources {
 		fmt.Fprintf(w, "source\t%s: %s, %d lines, %d logins, %d unparsed, last line %s, last login %s\n",
 			s.Name, s.State, s.Lines, s.Logins, s.Unparsed, ago(e, s.LastLine), ago(e, s.LastLogin))
+		if s.Missed > 0 {
+			fmt.Fprintf(w, "\tpassed over %d bytes unread, %d times: logins may be missing\n", s.Skipped, s.Missed)
+		}
 	}
 	fmt.Fprintf(w, "grants\t%d\n", st.Grants)
 	if n := st.Tables["revocations"]; n > 0 {

@@ -95,6 +95,8 @@ type Source struct {
 	Logins    uint64     `json:"logins"`
 	Unparsed  uint64     `json:"unparsed"`
 	Gaps      uint64     `json:"gaps,omitempty"`
+	Missed    uint64     `json:"missed,omitempty"`  // gaps at which lines were passed over unread
+	Skipped   uint64     `json:"skipped,omitempty"` // bytes of them
 	Lag       float64    `json:"lag"` // seconds
 }
 
