@@ -68,18 +68,29 @@ func (s *site) env(out, errs *bytes.Buffer) env {
 
 func (s *site) start() {
 	s.t.Helper()
-	ctx, stop := context.WithCancel(s.t.Context())
-	ready := make(chan struct{})
+	s.serve(s.daemonEnv())
+	s.until("the source is up", func() bool { return strings.Contains(s.must("status", "--json"), `"state":"up"`) })
+}
+
+func (s *site) daemonEnv() env {
 	e := processEnv()
 	e.stdout, e.stderr = &s.log, &s.log
 	e.hangup = make(chan os.Signal)
-	e.ready = func() { close(ready) }
 	e.storeFault = func() error {
 		if f := s.fault.Load(); f != nil {
 			return *f
 		}
 		return nil
 	}
+	return e
+}
+
+// serve starts the daemon and waits for its listeners.
+func (s *site) serve(e env) {
+	s.t.Helper()
+	ctx, stop := context.WithCancel(s.t.Context())
+	ready := make(chan struct{})
+	e.ready = func() { close(ready) }
 	s.stop, s.ended = stop, make(chan int, 1)
 	go func() { s.ended <- run(ctx, []string{"serve", "-c", s.config}, e) }()
 	s.t.Cleanup(s.end)
@@ -89,7 +100,6 @@ func (s *site) start() {
 		s.ended <- code
 		s.t.Fatalf("serve ended with %d: %s", code, s.log.String())
 	}
-	s.until("the source is up", func() bool { return strings.Contains(s.must("status", "--json"), `"state":"up"`) })
 }
 
 func (s *site) end() {

@@ -86,7 +86,7 @@ func (d *daemon) wire(cfg *config.Config) {
 	rules := d.sites.rules(cfg)
 	d.store = cache.New(cache.Options{Now: d.env.now, Gone: func(g relay.Grant) { d.ledger.Gone(g) }})
 	d.ledger = ledger.New(ledger.Options{Store: d.store, Rules: rules, Now: d.env.now, Own: d.own.is, Feed: d.feed})
-	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env.storeFault}, Ledger: d.ledger, Rules: rules,
+	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env}, Ledger: d.ledger, Rules: rules,
 		Domains: d.sites, Now: d.env.now, Record: d.record})
 	allow := mayConnect(cfg.Listen.Allow)
 	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: allow})
@@ -130,12 +130,15 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 // lookup is the gate's view of the store.
 type lookup struct {
 	store *cache.Store
-	fault func() error
+	env   *env
 }
 
 func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
 	g, _ := l.store.Get(k)
-	return g, l.fault()
+	if l.env.storeLie != nil {
+		g = l.env.storeLie(k, g)
+	}
+	return g, l.env.storeFault()
 }
 
 // feed hands a batch to all who follow the ledger. It runs under the ledger's

@@ -32,10 +32,11 @@ type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	now            func() relay.Now
-	listeners      map[string][]net.Listener // handed over under their names: milter, control
-	storeFault     func() error              // for tests: what look-up answers beside the grant
-	hangup         <-chan os.Signal          // asks the daemon to reload
-	ready          func()                    // called when the last listener is open
+	listeners      map[string][]net.Listener                // handed over under their names: milter, control
+	storeFault     func() error                             // for tests: what look-up answers beside the grant
+	storeLie       func(relay.Key, relay.Grant) relay.Grant // for tests: what look-up makes of the grant; nil: the truth
+	hangup         <-chan os.Signal                         // asks the daemon to reload
+	ready          func()                                   // called when the last listener is open
 }
 
 func processEnv() env {
