@@ -97,7 +97,7 @@ type Source struct {
 	Gaps      uint64     `json:"gaps,omitempty"`
 	Missed    uint64     `json:"missed,omitempty"`  // gaps at which lines were passed over unread
 	Skipped   uint64     `json:"skipped,omitempty"` // bytes of them
-	Lag       float64    `json:"lag"` // seconds
+	Lag       float64    `json:"lag"`               // seconds
 }
 
 // Listener is an open listener.
