@@ -247,6 +247,7 @@ func (s *sources) Position(source string, p relay.Position) {
 func (s *sources) report(name string) func(relay.SourceState) {
 	last := relay.SourceStarting
 	trouble := ""
+	missed := uint64(0)
 	return func(state relay.SourceState) {
 		state.Name = name
 		if state.Status != last || state.Error != trouble {
@@ -257,6 +258,10 @@ func (s *sources) report(name string) func(relay.SourceState) {
 				s.d.log.Info("source up", "source", name)
 			}
 			last, trouble = state.Status, state.Error
+		}
+		if state.Missed > missed {
+			s.d.log.Warn("lines were passed over unread: logins may be missing, so strangers are put off for one grant_ttl", "source", name, "bytes", state.Skipped)
+			missed = state.Missed
 		}
 		s.d.gate.SourceChanged(state)
 	}
