@@ -36,7 +36,13 @@ type setup struct {
 	dovecot  lab.DovecotOptions
 	postfix  lab.PostfixOptions
 	sendmail lab.SendmailOptions
+	exim     lab.EximOptions
+	door     *door // nil: the milter
+	hasty    bool  // through a door, with the shortest patience the MTA can be told
 }
+
+// milter says whether the MTA asks by milter.
+func (set *setup) milter() bool { return set.door == nil }
 
 // site is a host with Dovecot, popgate and one MTA.
 type site struct {
@@ -45,8 +51,9 @@ type site struct {
 	setup    setup
 	dovecot  *lab.Dovecot
 	popgate  *lab.Daemon
-	postfix  *lab.Postfix  // nil where the MTA is sendmail
-	sendmail *lab.Sendmail // nil where the MTA is Postfix
+	postfix  *lab.Postfix // these are nil where the MTA is another
+	sendmail *lab.Sendmail
+	exim     *lab.Exim
 }
 
 // onBoth runs a test on a site with Postfix and on one with sendmail.
@@ -64,11 +71,13 @@ func on(t *testing.T, mta string, set setup, test func(t *testing.T, s *site)) {
 		s.dovecot = h.Dovecot(t, set.dovecot)
 		switch mta {
 		case "postfix":
-			set.postfix.Milter = true
+			set.postfix.Milter = set.milter()
 			s.postfix = h.Postfix(t, set.postfix)
 		case "sendmail":
-			set.sendmail.Milter = true
+			set.sendmail.Milter = set.milter()
 			s.sendmail = h.Sendmail(t, set.sendmail)
+		case "exim":
+			s.exim = h.Exim(t, set.exim)
 		}
 		s.popgate = h.Popgate(t, s.config())
 		test(t, s)
@@ -77,17 +86,23 @@ func on(t *testing.T, mta string, set setup, test func(t *testing.T, s *site)) {
 
 // config gives the site's milter.yaml.
 func (s *site) config() string {
-	socket, group, from, domains := lab.SendmailSocket, "", "none", "[local.test, virtual.test]"
-	if s.mta == "postfix" {
+	listen, socket, group, from, domains := "milter", lab.SendmailSocket, "", "none", "[local.test, virtual.test]"
+	switch s.mta {
+	case "postfix":
 		// What Postfix is responsible for, popgate reads from Postfix itself.
 		socket, group, from, domains = lab.PostfixSocket, "socket_group: postfix", "postfix", "[]"
+	case "exim":
+		group = "socket_group: Debian-exim"
+	}
+	if d := s.setup.door; d != nil {
+		listen, socket = d.listen, d.socket
 	}
 	log := lab.DovecotLog
 	if s.setup.dovecot.Syslog {
 		log = lab.MailLog
 	}
 	usual := []string{
-		fmt.Sprintf("listen: {milter: [%q]}", "unix:"+socket),
+		fmt.Sprintf("listen: {%s: [%q]}", listen, "unix:"+socket),
 		"local_domains: " + domains,
 		"local_domains_from: " + from,
 		fmt.Sprintf("sources: [{file: %s, format: dovecot}]", log),
@@ -107,10 +122,13 @@ func (s *site) config() string {
 // drain waits until the MTA has delivered or bounced all it took.
 func (s *site) drain(t *testing.T) {
 	t.Helper()
-	if s.postfix != nil {
+	switch {
+	case s.postfix != nil:
 		s.postfix.Drain(t)
-	} else {
+	case s.sendmail != nil:
 		s.sendmail.Drain(t)
+	default:
+		s.exim.Drain(t)
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,8 +25,8 @@ type Daemon struct {
 }
 
 // popgateUser is the user popgate runs as, with the groups the README has it
-// join: postfix to hand over its socket, adm to read logs.
-var popgateUser = &syscall.Credential{Uid: uidPopgate, Gid: uidPopgate, Groups: []uint32{uidPostfix, gidAdm}}
+// join: the MTA's to hand over its socket, adm to read logs.
+var popgateUser = &syscall.Credential{Uid: uidPopgate, Gid: uidPopgate, Groups: []uint32{uidPostfix, uidExim, gidAdm}}
 
 // Popgate writes the configuration, starts popgate and waits until it is
 // ready. The test must have been started by WithDaemon.
@@ -55,6 +57,15 @@ func (d *Daemon) Configure(t testing.TB, config string) {
 // Start starts popgate again after Stop or Kill.
 func (d *Daemon) Start(t testing.TB) {
 	t.Helper()
+	d.Launch(t)
+	if !d.Output.waits("msg=ready", d.gone) {
+		t.Fatalf("popgate did not say ready: %s", d.Output)
+	}
+}
+
+// Launch is Start for a test that does not want popgate to be ready.
+func (d *Daemon) Launch(t testing.TB) {
+	t.Helper()
 	p := d.host.startAs(t, popgateUser, daemonPath, "serve", "-c", ConfigFile)
 	d.Program = p
 	t.Cleanup(func() {
@@ -65,8 +76,17 @@ func (d *Daemon) Start(t testing.TB) {
 			}
 		}
 	})
-	if !d.Output.waits("msg=ready", d.gone) {
-		t.Fatalf("popgate did not say ready: %s", d.Output)
+}
+
+// Descriptors sets how many files and connections popgate may have. With 0 it
+// keeps those it has and can open or accept nothing more.
+func (d *Daemon) Descriptors(t testing.TB, limit int) {
+	t.Helper()
+	// Not root, which has no such power in some containers.
+	cmd := exec.Command("prlimit", "--pid", strconv.Itoa(d.cmd.Process.Pid), fmt.Sprintf("--nofile=%d:", limit))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: popgateUser}
+	if err := run(cmd); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -1,6 +1,6 @@
-// Package lab runs the real thing for tests: Postfix, sendmail and Dovecot as
-// Debian ships them, popgate beside them, a sink that takes what they deliver,
-// and clients that connect from foreign addresses.
+// Package lab runs the real thing for tests: Postfix, sendmail, Exim and
+// Dovecot as Debian ships them, popgate beside them, a sink that takes what
+// they deliver, and clients that connect from foreign addresses.
 //
 // A test calls Isolated (or WithDaemon) and is run again in a child process
 // that has a host of its own: its own network, process table, host name, /etc,

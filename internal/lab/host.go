@@ -77,8 +77,9 @@ func mounts(tree string) error {
 		mount("proc", "/proc", "proc", 0, ""),
 		mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"),
 		bindDaemon(), // its cache may lie in what is hidden next
-		mount("overlay", "/usr", "overlay", 0, "lowerdir="+tree+"/usr:/usr"),
-		overlay("/etc", tree+"/etc:/etc"),
+		bindExim(tree+"/exim"),
+		mount("overlay", "/usr", "overlay", 0, "lowerdir="+tree+"/root/usr:/usr"),
+		overlay("/etc", tree+"/root/etc:/etc"),
 		overlay("/var", "/var"),
 	); err != nil {
 		return err
@@ -110,9 +111,9 @@ func overlay(dir, lower string) error {
 // own are folders that begin empty, whatever the machine has in them: a mail
 // server of its own, say, or the state of a popgate.
 var own = []string{
-	"/etc/postfix", "/etc/mail", "/etc/dovecot", "/etc/popgate",
+	"/etc/postfix", "/etc/mail", "/etc/exim4", "/etc/dovecot", "/etc/popgate",
 	"/var/lib/postfix", "/var/lib/dovecot", "/var/lib/popgate",
-	"/var/spool/postfix", "/var/spool/mqueue",
+	"/var/spool/postfix", "/var/spool/mqueue", "/var/spool/exim4",
 	"/var/log", "/var/mail",
 }
 
@@ -152,6 +153,7 @@ const (
 	uidDovenull
 	uidVmail
 	uidPopgate
+	uidExim
 
 	gidAdm = 4 // as on every Debian
 )
@@ -162,7 +164,7 @@ func accounts() error {
 	for _, a := range []struct {
 		name string
 		id   int
-	}{{"postfix", uidPostfix}, {"dovecot", uidDovecot}, {"dovenull", uidDovenull}, {"vmail", uidVmail}, {"popgate", uidPopgate}} {
+	}{{"postfix", uidPostfix}, {"dovecot", uidDovecot}, {"dovenull", uidDovenull}, {"vmail", uidVmail}, {"popgate", uidPopgate}, {"Debian-exim", uidExim}} {
 		fmt.Fprintf(&passwd, "%s:x:%d:%d::/nonexistent:/usr/sbin/nologin\n", a.name, a.id, a.id)
 		fmt.Fprintf(&group, "%s:x:%d:\n", a.name, a.id)
 	}
@@ -205,4 +207,16 @@ func network() error {
 		}
 	}
 	return os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0o644)
+}
+
+// NameClient gives the n-th of a few addresses, 203.0.113.101 and on, with a
+// name of its own, as its reverse zone would have it and no other zone.
+func NameClient(t testing.TB, n int, name string) (client string) {
+	t.Helper()
+	client = fmt.Sprintf("203.0.113.%d", 101+n)
+	old, err := os.ReadFile("/etc/hosts")
+	if err := errors.Join(err, os.WriteFile("/etc/hosts", fmt.Appendf(old, "%s %s\n", client, name), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	return client
 }

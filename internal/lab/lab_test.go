@@ -51,6 +51,38 @@ var mtas = map[string]mta{
 	}},
 }
 
+func TestEximDeliversItsOwnMailAndRefusesStrangersByItself(t *testing.T) {
+	t.Parallel()
+	Isolated(t, func(t *testing.T, h *Host) {
+		e := h.Exim(t, EximOptions{})
+		for _, from := range []string{stranger, "2001:db8::7"} {
+			c := h.SMTP(t, from)
+			subject := "from " + from
+			replies := c.Send(subject, "x@remote.test", "bob@local.test", "alice@virtual.test")
+			if !replies[0].Is(5) || !replies[1].Is(2) || !replies[2].Is(2) {
+				t.Errorf("replies %v, want the remote recipient refused, the others taken", replies)
+			}
+			h.Local.Wait(t, subject)
+		}
+		e.Drain(t)
+		if got := h.Remote.Recipients(); len(got) > 0 {
+			t.Errorf("relayed to %v", got)
+		}
+	})
+}
+
+func TestEximDeliversElsewhereWhatItsACLAccepts(t *testing.T) {
+	t.Parallel()
+	Isolated(t, func(t *testing.T, h *Host) {
+		e := h.Exim(t, EximOptions{ACL: "  accept hosts = " + stranger})
+		if r := h.SMTP(t, stranger).Send("accepted", "x@remote.test")[0]; !r.Is(2) {
+			t.Errorf("%v, want it taken", r)
+		}
+		h.Remote.Wait(t, "accepted")
+		e.Drain(t)
+	})
+}
+
 func TestMailPassesAnMTAWhoseMilterIsUpAndWaitsWhileItIsDown(t *testing.T) {
 	for name, m := range mtas {
 		t.Run(name, func(t *testing.T) {

@@ -23,6 +23,10 @@ var wanted = []string{
 	"netbase", "iproute2",
 }
 
+// wantedExim lies in a tree of its own, since it has programs of the same names
+// as Postfix's.
+var wantedExim = []string{"exim4-daemon-light"}
+
 // cacheDir is where unpacked packages and the built daemon are kept between
 // runs.
 func cacheDir() (string, error) {
@@ -36,8 +40,8 @@ func cacheDir() (string, error) {
 	return filepath.Join(dir, "popgate-lab"), nil
 }
 
-// tree gives the folder into which the packages are unpacked, filling it if
-// this is the first run on this machine.
+// tree gives the folder with the unpacked packages, root and exim, filling it
+// if this is the first run on this machine.
 var tree = sync.OnceValues(func() (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
@@ -51,20 +55,27 @@ var tree = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer unlock()
-	root := filepath.Join(cache, "root")
-	stamp := filepath.Join(cache, "unpacked")
-	if done, err := os.ReadFile(stamp); err == nil && string(done) == strings.Join(wanted, " ") {
-		return root, nil
+	return cache, errors.Join(
+		fill(cache, "root", "unpacked", wanted),
+		fill(cache, "exim", "unpacked-exim", wantedExim))
+})
+
+// fill unpacks packages into a folder of the cache, unless its stamp says that
+// they are there.
+func fill(cache, name, stamp string, packages []string) error {
+	root, stamp, list := filepath.Join(cache, name), filepath.Join(cache, stamp), strings.Join(packages, " ")
+	if done, err := os.ReadFile(stamp); err == nil && string(done) == list {
+		return nil
 	}
 	// An earlier attempt may have died half way.
 	if err := errors.Join(os.RemoveAll(root), os.RemoveAll(stamp)); err != nil {
-		return "", err
+		return err
 	}
-	if err := unpackAll(root, filepath.Join(cache, "debs")); err != nil {
-		return "", err
+	if err := unpackAll(root, filepath.Join(cache, "debs"), packages); err != nil {
+		return err
 	}
-	return root, os.WriteFile(stamp, []byte(strings.Join(wanted, " ")), 0o644)
-})
+	return os.WriteFile(stamp, []byte(list), 0o644)
+}
 
 // lock keeps parallel test processes from filling the same folder.
 func lock(path string) (unlock func(), err error) {
@@ -79,9 +90,9 @@ func lock(path string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// unpackAll unpacks the wanted packages and, round by round, the libraries
-// they need and the machine lacks.
-func unpackAll(root, debs string) error {
+// unpackAll unpacks packages and, round by round, the libraries they need and
+// the machine lacks.
+func unpackAll(root, debs string, packages []string) error {
 	if err := errors.Join(os.RemoveAll(debs), os.MkdirAll(debs, 0o755), os.MkdirAll(root, 0o755)); err != nil {
 		return err
 	}
@@ -94,7 +105,7 @@ func unpackAll(root, debs string) error {
 		}
 	}
 	seen := map[string]bool{}
-	for round := wanted; len(round) > 0; {
+	for round := packages; len(round) > 0; {
 		for _, name := range round {
 			seen[name] = true
 		}

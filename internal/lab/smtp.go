@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -86,6 +87,31 @@ func (c *Client) reply() Reply {
 		c.t.Fatalf("SMTP reply: %v", err)
 	}
 	return Reply{code, text}
+}
+
+// Say sends one line and does not wait for the reply.
+func (c *Client) Say(line string) {
+	c.t.Helper()
+	if _, err := c.conn.Write([]byte(line + "\r\n")); err != nil {
+		c.t.Fatalf("SMTP %q: %v", line, err)
+	}
+}
+
+// Reply waits for the reply to a line that was said.
+func (c *Client) Reply() Reply {
+	c.t.Helper()
+	return c.reply()
+}
+
+// Heard says whether the server has begun to reply.
+func (c *Client) Heard() bool {
+	if c.r.R.Buffered() > 0 {
+		return true
+	}
+	c.conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	defer c.conn.SetReadDeadline(time.Now().Add(2 * patience))
+	_, err := c.r.R.Peek(1)
+	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // Cmd sends one line and reads the reply.

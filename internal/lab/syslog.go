@@ -51,6 +51,9 @@ func newSyslog(t testing.TB, name string) *Syslog {
 	return s
 }
 
+// String gives everything that was logged.
+func (s *Syslog) String() string { return s.all.String() }
+
 // Rotate does what logrotate does: it renames MailLog, makes a new one, and
 // has syslog open it. In between, before is called: servers go on writing to
 // the old file until they are told.

@@ -1,0 +1,245 @@
+package e2e
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"popgate/contrib"
+	"popgate/internal/lab"
+)
+
+// A door is a way in which an MTA asks popgate while its own relay rule stays
+// shut, by the lines that contrib ships.
+type door struct {
+	name, mta      string
+	listen, socket string // of milter.yaml
+	lines          string // contrib's
+	wire           func(set *setup, lines string)
+	unable         int  // class of the reply to a remote recipient while popgate can't be asked
+	patient        bool // waits long for an answer, whatever contrib's lines say
+}
+
+var doors = []*door{
+	{
+		name: "Postfix policy service", mta: "postfix", listen: "policy", socket: "/var/spool/postfix/popgate/policy.sock",
+		wire: wirePostfix, lines: contrib.PostfixPolicy, unable: 4,
+	},
+	{
+		name: "Postfix socket map", mta: "postfix", listen: "socketmap", socket: "/var/spool/postfix/popgate/socketmap.sock",
+		wire: wirePostfix, lines: contrib.PostfixSocketMap, unable: 4, patient: true,
+	},
+	{
+		name: "sendmail Local_check_rcpt", mta: "sendmail", listen: "socketmap", socket: "/run/popgate/socketmap.sock",
+		wire: func(set *setup, lines string) { set.sendmail.Tail = append(set.sendmail.Tail, lines) }, lines: contrib.SendmailSocketMap, unable: 4, patient: true,
+	},
+	{
+		// sendmail can't put a recipient off because of it.
+		name: "sendmail drac", mta: "sendmail", listen: "socketmap", socket: "/run/popgate/socketmap.sock",
+		wire: wireDrac, lines: contrib.SendmailDrac, unable: 5, patient: true,
+	},
+	{
+		name: "Exim", mta: "exim", listen: "socketmap", socket: "/run/popgate/socketmap.sock",
+		wire: func(set *setup, lines string) { set.exim.ACL = lines }, lines: contrib.EximSocketMap, unable: 4,
+	},
+}
+
+func wirePostfix(set *setup, lines string) { set.postfix.Main = append(set.postfix.Main, lines) }
+
+func wireDrac(set *setup, lines string) { set.sendmail.M4 = append(set.sendmail.M4, lines) }
+
+// hasty shortens the time that contrib's lines have the MTA wait.
+var hasty = strings.NewReplacer("timeout=10s", "timeout=1s", "try_limit=2", "try_limit=1", "{5s}", "{1s}")
+
+// throughEachDoor runs a test on a site for each door.
+func throughEachDoor(t *testing.T, set setup, test func(t *testing.T, s *site)) {
+	for _, d := range doors {
+		t.Run(d.name, func(t *testing.T) {
+			set, lines := set, d.lines
+			if set.hasty {
+				lines = hasty.Replace(lines)
+			}
+			set.door = d
+			d.wire(&set, lines)
+			on(t, d.mta, set, test)
+		})
+	}
+}
+
+// turnedAway tries a message to another site, which must not be taken.
+func turnedAway(t *testing.T, c *lab.Client, subject string) {
+	t.Helper()
+	if r := c.Send(subject, "x@remote.test")[0]; !r.Is(4) && !r.Is(5) {
+		t.Errorf("%s: %v, want it refused or deferred", subject, r)
+	}
+}
+
+// unable tries a message to another site while popgate can't be asked.
+func (s *site) unable(t *testing.T, c *lab.Client, subject string) {
+	t.Helper()
+	if r := c.Send(subject, "x@remote.test")[0]; !r.Is(s.setup.door.unable) {
+		t.Errorf("%s: %v, want %dxx", subject, r, s.setup.door.unable)
+	}
+}
+
+func TestClosedDoorOpensForTheClientThatHasLoggedIn(t *testing.T) {
+	throughEachDoor(t, setup{}, func(t *testing.T, s *site) {
+		for _, pair := range [][2]string{{alice, mallet}, {alice6, mall6}} {
+			client, stranger := pair[0], pair[1]
+			turnedAway(t, s.SMTP(t, client), "before the login, "+client)
+			s.login(t, client)
+			c := s.SMTP(t, client)
+			s.relays(t, c, "after the login, "+client)
+			s.takesLocal(t, c, "local in between, "+client)
+			s.relays(t, c, "in the same connection, "+client)
+			c = s.SMTP(t, stranger)
+			turnedAway(t, c, "stranger "+stranger)
+			s.takesLocal(t, c, "stranger's local mail, "+stranger)
+			turnedAway(t, c, "stranger again "+stranger)
+			s.popgate.Must(t, "revoke", client)
+			turnedAway(t, s.SMTP(t, client), "revoked, "+client)
+		}
+		s.onlySubjects(t, "after the login, "+alice, "in the same connection, "+alice, "after the login, "+alice6, "in the same connection, "+alice6)
+	})
+}
+
+func TestClosedDoorStaysShutAndLocalMailFlowsWhilePopgateIsStopped(t *testing.T) {
+	throughEachDoor(t, setup{}, func(t *testing.T, s *site) {
+		s.login(t, alice)
+		granted, stranger := s.SMTP(t, alice), s.SMTP(t, mallet)
+		s.relays(t, granted, "popgate up")
+		s.popgate.Kill()
+		for name, c := range map[string]*lab.Client{"old granted": granted, "old stranger": stranger, "new granted": s.SMTP(t, alice),
+			"new stranger": s.SMTP(t, mallet), "new IPv6 stranger": s.SMTP(t, mall6)} {
+			s.unable(t, c, "popgate killed, "+name)
+			s.takesLocal(t, c, "local mail, popgate killed, "+name)
+		}
+		s.popgate.Start(t)
+		s.relays(t, s.SMTP(t, alice), "popgate back")
+		s.relays(t, granted, "popgate back, old connection")
+		turnedAway(t, s.SMTP(t, mallet), "popgate back, stranger")
+		s.onlySubjects(t, "popgate up", "popgate back", "popgate back, old connection")
+	})
+}
+
+// Out of reach are a daemon that hangs and one that can accept no connection.
+func TestClosedDoorStaysShutAndLocalMailFlowsWhilePopgateIsOutOfReach(t *testing.T) {
+	throughEachDoor(t, setup{hasty: true}, func(t *testing.T, s *site) {
+		s.login(t, alice)
+		for _, trouble := range []struct {
+			name       string
+			begin, end func()
+		}{
+			{"frozen", func() { s.popgate.Freeze(t) }, func() { s.popgate.Thaw(t) }},
+			{"out of descriptors", func() { s.popgate.Descriptors(t, 0) }, func() { s.popgate.Descriptors(t, 1024) }},
+		} {
+			trouble.begin()
+			var waiting []*lab.Client
+			for _, from := range []string{alice, mallet} {
+				c := s.SMTP(t, from)
+				s.takesLocal(t, c, trouble.name+", local mail from "+from)
+				if !s.setup.door.patient {
+					s.unable(t, c, trouble.name+", "+from)
+					continue
+				}
+				c.Must(2, "MAIL FROM:<sender@client.test>")
+				c.Say("RCPT TO:<x@remote.test>")
+				waiting = append(waiting, c)
+			}
+			s.takesLocal(t, s.SMTP(t, mallet), trouble.name+", local mail past those who wait")
+			for _, c := range waiting {
+				if c.Heard() {
+					t.Errorf("%s: %v, want the MTA to wait", trouble.name, c.Reply())
+				}
+			}
+			trouble.end()
+			for i, c := range waiting {
+				if r := c.Reply(); r.Is(2) != (i == 0) {
+					t.Errorf("%s and over, client %d: %v", trouble.name, i, r)
+				}
+				c.Close()
+			}
+			lab.Until(t, "popgate is back", func() bool {
+				c := s.SMTP(t, alice)
+				defer c.Close()
+				c.Must(2, "MAIL FROM:<sender@client.test>")
+				return c.Cmd("RCPT TO:<x@remote.test>").Is(2)
+			})
+			s.relays(t, s.SMTP(t, alice), trouble.name+" and over")
+			turnedAway(t, s.SMTP(t, mallet), trouble.name+" and over, stranger")
+		}
+		s.onlySubjects(t, "frozen and over", "out of descriptors and over")
+	})
+}
+
+func TestNoRelayShapeOfAStrangerPassesAClosedDoor(t *testing.T) {
+	throughEachDoor(t, setup{}, func(t *testing.T, s *site) {
+		tryShapes(t, s, mallet, relayShapes, "stranger")
+		s.onlyRelayed(t)
+		s.login(t, alice)
+		taken := tryShapes(t, s, alice, relayShapes, "client")
+		s.drain(t)
+		left := len(s.subjects())
+		t.Logf("a client's shapes: %d of %d taken, %d left the site", taken, len(relayShapes), left)
+		if left < 15 {
+			t.Errorf("only %d shapes left the site though their sender may relay: these shapes prove little", left)
+		}
+	})
+}
+
+func TestNoRelayShapePassesAClosedDoorWhilePopgateIsStopped(t *testing.T) {
+	throughEachDoor(t, setup{hasty: true}, func(t *testing.T, s *site) {
+		s.login(t, alice)
+		s.popgate.Kill()
+		tryShapes(t, s, mallet, relayShapes, "stranger")
+		tryShapes(t, s, alice, relayShapes, "client")
+		s.onlyRelayed(t)
+	})
+}
+
+// Whoever runs the reverse zone of his address can give it any name, that of a
+// client's address too.
+func TestClosedDoorTakesNoNameForAnAddress(t *testing.T) {
+	names := []string{alice, "[" + alice + "]", alice + ".local.test", "IPv6:" + alice6, "friend.test"}
+	set := setup{
+		// Outside the chroot, which has no hosts file.
+		postfix: lab.PostfixOptions{Master: []string{"127.0.0.1:26 inet n - n - - smtpd", "  -o smtpd_peername_lookup=yes"}},
+	}
+	throughEachDoor(t, set, func(t *testing.T, s *site) {
+		if s.exim != nil {
+			t.Skip("contrib's statement for Exim names the address alone")
+		}
+		s.login(t, alice)
+		s.login(t, alice6)
+		port := "25"
+		if s.mta == "postfix" {
+			port = "26"
+		}
+		for i, name := range names {
+			from := lab.NameClient(t, i, name)
+			c := s.SMTPPort(t, from, port)
+			turnedAway(t, c, from+" is called "+name)
+			s.takesLocal(t, c, "local mail of one called "+name)
+		}
+		// They were asked for, else this proves nothing.
+		lab.Until(t, s.mta+" has looked up a name", func() bool { return strings.Contains(s.Syslog.String(), "friend.test") })
+		s.onlySubjects(t)
+	})
+}
+
+// What contrib and the manual warn of is true: sendmail's drac takes every
+// answer but "not found" for a permission.
+func TestDracWithTemporaryFailuresIsAnOpenRelayWhilePopgateIsStopped(t *testing.T) {
+	d := doors[slices.IndexFunc(doors, func(d *door) bool { return d.name == "sendmail drac" })]
+	trap := strings.Replace(d.lines, "socket ", "socket -T<TMPF> ", 1)
+	if trap == d.lines {
+		t.Fatalf("no map in %q", d.lines)
+	}
+	set := setup{door: d}
+	d.wire(&set, trap)
+	on(t, "sendmail", set, func(t *testing.T, s *site) {
+		turnedAway(t, s.SMTP(t, mallet), "popgate up")
+		s.popgate.Kill()
+		s.relays(t, s.SMTP(t, mallet), "popgate killed")
+	})
+}
