@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -36,7 +37,8 @@ type daemon struct {
 	ledger       *ledger.Ledger
 	gate         *gate.Gate
 	state        *state.State  // nil: nothing is kept
-	damagedUntil time.Duration // until when status tells that saved grants may be missing
+	missing      string        // why saved grants may be missing, as status tells it
+	missingUntil time.Duration // and until when
 	milter       *milter.Server
 	closed       map[string]*policy.Server // by listener: the doors behind which the MTA's own rule stays shut
 	sites        *sites
@@ -110,9 +112,6 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 	for _, w := range loaded.Warnings {
 		d.log.Warn("state", "warning", w)
 	}
-	if loaded.Damaged {
-		d.damagedUntil = d.env.now().Mono + cfg.GrantTTL
-	}
 	d.log.Info("state read", "dir", cfg.StateDir, "grants", out.Grants, "dropped", out.Dropped, "revocations", out.Revoked)
 	d.state = s // from here on the ledger's batches are kept
 	if loaded.Damaged {
@@ -122,9 +121,19 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 		if _, err := d.ledger.Revoke(relay.Revocation{All: true}, 0, nil); err != nil {
 			return nil, err
 		}
-		d.gate.Missed()
+		d.lost(cfg, "saved files were damaged at the start, so grants may be missing until their clients log in again; the log says which")
+	} else if out.Future > 0 {
+		d.lost(cfg, fmt.Sprintf("%d saved grants are of logins in the future and don't count until their clients log in again; is the clock right?", out.Future))
 	}
 	return loaded.Positions, nil
+}
+
+// lost has nobody refused for one ttl who may have lost a saved grant, and says
+// why.
+func (d *daemon) lost(cfg *config.Config, why string) {
+	d.missing, d.missingUntil = why, d.env.now().Mono+cfg.GrantTTL
+	d.log.Warn("state: grants may be missing", "warning", why)
+	d.gate.Missed()
 }
 
 // lookup is the gate's view of the store.

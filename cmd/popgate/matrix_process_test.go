@@ -3,12 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/signal"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -33,10 +33,12 @@ func serveAsProcess(config string) int {
 	e.ready = func() { fmt.Println("ready") }
 	go func() {
 		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-			var err error
+			err := errors.New("unknown")
 			switch in.Text() {
 			case "no descriptors":
 				err = limit(syscall.RLIMIT_NOFILE, 0)
+			case "descriptors":
+				err = limit(syscall.RLIMIT_NOFILE, 1024)
 			case "disk full":
 				err = limit(syscall.RLIMIT_FSIZE, 0)
 			}
@@ -64,7 +66,7 @@ type process struct {
 }
 
 // newProcess starts a site's daemon and waits for its listeners.
-func newProcess(s *site) *process {
+func newProcess(s *scene) *process {
 	s.t.Helper()
 	p := &process{cmd: exec.Command(os.Args[0]), lines: make(chan string, 10)}
 	p.cmd.Env = append(os.Environ(), asDaemon+"="+s.config)
@@ -87,29 +89,28 @@ func newProcess(s *site) *process {
 			p.lines <- r.Text()
 		}
 	}()
-	p.expect(s.t, "ready")
+	s.noError(p.expect("ready"))
 	return p
 }
 
-func (p *process) expect(t *testing.T, want string) {
-	t.Helper()
+func (p *process) expect(want string) error {
 	select {
 	case got := <-p.lines:
-		if !strings.HasPrefix(got, want) {
-			t.Fatalf("the daemon's process said %q, want %q", got, want)
+		if got != want {
+			return fmt.Errorf("the daemon's process said %q, want %q", got, want)
 		}
+		return nil
 	case <-time.After(20 * time.Second):
-		t.Fatalf("the daemon's process never said %q", want)
+		return fmt.Errorf("the daemon's process never said %q", want)
 	}
 }
 
-// tell has the process bring itself into trouble.
-func (p *process) tell(t *testing.T, what string) {
-	t.Helper()
+// tell has the process bring itself into trouble, or out of it.
+func (p *process) tell(what string) error {
 	if _, err := fmt.Fprintln(p.in, what); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	p.expect(t, "done <nil>")
+	return p.expect("done <nil>")
 }
 
 func (p *process) signal(t *testing.T, s syscall.Signal) {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,11 +84,15 @@ var states = []condition{
 	{"copy lying: another's", "look-up has another client's grant for a stranger", (*scene).lyingOther, `"health":"ok"`, well},
 	{"disk full", "no file of the daemon's may grow", (*scene).diskFull, "state: ", well},
 	{"configuration broken at reload", "the file trusts everybody, has lost our domains, and an error in its last line", (*scene).brokenReload, "the last reload was refused", well},
-	{"domain file half written", "it is being written anew, and up to now ends inside a name; the stranger writes to what is left of the name", (*scene).halfWritten, `"health":"ok"`, well},
+	{"domain file half written", "it is being written anew, and up to now ends inside a name; the stranger writes to what is left of the name", (*scene).halfWritten, `"local_domains":3`, well},
 	{"domain file left half written", "so for longer than a second: the domain is lost, and neither ours nor foreign for ten minutes", (*scene).leftHalfWritten, `"health":"ok"`,
 		row{later, taken, refused, taken, taken}},
 	{"clock a day ahead", "set while the daemon runs: grants from before have ended by the wall clock", (*scene).ahead, `"health":"ok"`,
 		row{taken, refused, refused, taken, taken}},
+	{"clock a day ahead at the start", "saved grants have ended by the wall clock", (*scene).aheadAtStart, `"health":"ok"`,
+		row{taken, refused, refused, taken, taken}},
+	{"clock a day behind at the start", "saved grants are of logins in the future and don't count", (*scene).behindAtStart, "in the future",
+		row{taken, later, later, taken, taken | later}},
 	{"clock a day behind", "set while the daemon runs; the stranger has a grant that had ended before", (*scene).behind, `"health":"ok"`, well},
 	{"table full", "max_grants is reached, and a login has been turned away", (*scene).full, "max_grants is reached", blind},
 	{"out of descriptors", "the daemon may open none", (*scene).starved, "", dumb},
@@ -112,7 +117,8 @@ type scene struct {
 	forward atomic.Int64 // how far both clocks are put forward
 	remote  string       // whom the clients write to
 	local   string
-	arrived func() bool // nil: status tells all there is to wait for
+	arrived func() bool  // nil: status tells all there is to wait for
+	heal    func() error // ends the state; nil: nothing can be asked then
 }
 
 const matrixConfig = `listen:
@@ -159,15 +165,25 @@ func (s *scene) line(client netip.Addr) string {
 		s.wall().Format("2006-01-02T15:04:05.000000-07:00"), client, client.AsSlice())
 }
 
-// logIn appends a login to the log, if there is a log.
-func (s *scene) logIn(client netip.Addr) {
+// logIn appends a login to the log.
+func (s *scene) logIn(client netip.Addr) { s.append(s.line(client)) }
+
+// append adds to the log, if there is one.
+func (s *scene) append(text string) {
 	f, err := os.OpenFile(filepath.Join(s.dir, "mail.log"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return
 	}
-	_, err = f.WriteString(s.line(client))
+	_, err = f.WriteString(text)
 	if err = errors.Join(err, f.Close()); err != nil {
 		s.t.Error(err)
+	}
+}
+
+func (s *scene) noError(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
 	}
 }
 
@@ -225,15 +241,8 @@ func (s *scene) replaying() {
 	var head strings.Builder
 	eachDoor(granted, func(a netip.Addr) { head.WriteString(s.line(a)) })
 	s.write("mail.log", head.String())
-	if err := os.Truncate(filepath.Join(s.dir, "mail.log"), 1<<40); err != nil {
-		s.t.Fatal(err)
-	}
-	f, err := os.OpenFile(filepath.Join(s.dir, "mail.log"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer f.Close()
-	fmt.Fprintln(f) // ends the hole; what follows are lines
+	s.noError(os.Truncate(filepath.Join(s.dir, "mail.log"), 1<<40))
+	s.append("\n") // ends the hole; what follows are lines
 	eachDoor(unread, s.logIn)
 	s.serve(s.env())
 	s.untilShown(granted)
@@ -257,18 +266,15 @@ func (s *scene) damaged() {
 }
 
 func (s *scene) remove(name string) {
-	if err := os.Remove(filepath.Join(s.dir, name)); err != nil {
-		s.t.Fatal(err)
-	}
+	s.t.Helper()
+	s.noError(os.Remove(filepath.Join(s.dir, name)))
 }
 
 func (s *scene) missing() { s.again(func() { s.remove("mail.log") }) }
 
 func (s *scene) distrusted() {
 	s.begin()
-	if err := os.Chmod(filepath.Join(s.dir, "mail.log"), 0o666); err != nil {
-		s.t.Fatal(err)
-	}
+	s.noError(os.Chmod(filepath.Join(s.dir, "mail.log"), 0o666))
 }
 
 func (s *scene) died() {
@@ -343,7 +349,7 @@ func (s *scene) lyingOther() {
 
 func (s *scene) diskFull() {
 	s.begins()
-	s.process.tell(s.t, "disk full")
+	s.noError(s.process.tell("disk full"))
 	s.logIn(netip.MustParseAddr("198.51.100.99")) // something to write
 }
 
@@ -368,9 +374,7 @@ func (s *scene) domainFile() {
 	s.local = "bob@mail.example.community"
 	s.write("domains", domainFile)
 	old := time.Now().Add(-time.Hour)
-	if err := os.Chtimes(filepath.Join(s.dir, "domains"), old, old); err != nil {
-		s.t.Fatal(err)
-	}
+	s.noError(os.Chtimes(filepath.Join(s.dir, "domains"), old, old))
 	s.configure("local_domain_files: [" + s.dir + "/domains]\n")
 	s.begin()
 }
@@ -414,6 +418,9 @@ func (s *scene) ahead() {
 	s.clock.Store(int64(day))
 }
 
+func (s *scene) aheadAtStart()  { s.again(func() { s.clock.Store(int64(day)) }) }
+func (s *scene) behindAtStart() { s.again(func() { s.clock.Store(-int64(day)) }) }
+
 // behind has strangers whose grants have ended by the clock that only runs
 // forward, and would not have by the one that is set back.
 func (s *scene) behind() {
@@ -434,18 +441,24 @@ func (s *scene) full() {
 
 // begins starts a daemon in a process of its own.
 func (s *scene) begins() {
-	s.process = newProcess(s.site)
+	s.process = newProcess(s)
 	s.settle()
 }
 
 func (s *scene) starved() {
 	s.begins()
-	s.process.tell(s.t, "no descriptors")
+	s.noError(s.process.tell("no descriptors"))
+	s.heal = func() error { return s.process.tell("descriptors") }
 }
 
 func (s *scene) stopped() { s.begins(); s.process.stop(s.t) }
 func (s *scene) killed()  { s.begins(); s.process.kill() }
-func (s *scene) frozen()  { s.begins(); s.process.freeze(s.t) }
+
+func (s *scene) frozen() {
+	s.begins()
+	s.process.freeze(s.t)
+	s.heal = func() error { return s.process.cmd.Process.Signal(syscall.SIGCONT) }
+}
 
 // cell is what was seen.
 type cell struct {
@@ -481,7 +494,23 @@ func (s *scene) askAll(ctx context.Context, st *condition) (r results) {
 	if !shown() {
 		r.err = fmt.Errorf("status shows %q no longer:\n%s", st.shows, s.must("status", "--json"))
 	}
+	if r.err == nil && s.heal != nil {
+		r.err = s.healed()
+	}
 	return r
+}
+
+// healed ends the state and has every door asked once more.
+func (s *scene) healed() error {
+	if err := s.heal(); err != nil {
+		return err
+	}
+	for d := range doors {
+		if got, err := s.ask(d, granted, &states[0]); got != taken || err != nil {
+			return fmt.Errorf("afterwards: %s, %s: %s, %v", doors[d].name, clientNames[granted], got, err)
+		}
+	}
+	return nil
 }
 
 func (s *scene) ask(d int, c client, st *condition) (outcome, error) {

@@ -224,8 +224,8 @@ func (d *daemon) problems(st *control.Status) {
 			st.Problems = append(st.Problems, "state: "+err.Error())
 		}
 	}
-	if d.env.now().Mono < d.damagedUntil {
-		st.Problems = append(st.Problems, "state: saved files were damaged at the start, so grants may be missing until their clients log in again; the log says which")
+	if d.env.now().Mono < d.missingUntil {
+		st.Problems = append(st.Problems, "state: "+d.missing)
 	}
 	st.Problems = append(st.Problems, d.sites.problems()...)
 	if d.ledger.Full(d.env.now()) {

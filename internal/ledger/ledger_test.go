@@ -577,6 +577,22 @@ func TestCountsFollowTheStore(t *testing.T) {
 	}
 }
 
+func TestRestoreTellsOfGrantsFromTheFuture(t *testing.T) {
+	g := relay.Grant{Client: bob, Prefix: 32, User: "bob", Service: relay.IMAP, Source: "s", Login: noon, Expires: noon.Add(30 * time.Minute)}
+	soon, ended := g, g
+	soon.Login, soon.Expires = noon.Add(time.Hour), noon.Add(90*time.Minute)
+	ended.Login, ended.Expires = noon.Add(-5*time.Hour), noon.Add(-4*time.Hour)
+	b := newBench(t)
+	out := b.Restore(func(yield func(relay.Change) bool) {
+		for _, g := range []relay.Grant{g, soon, ended} {
+			yield(relay.Change{Kind: relay.ChangeGrant, Grant: g})
+		}
+	})
+	if want := (Restored{Grants: 1, Dropped: 2, Future: 1}); out != want {
+		t.Errorf("%+v, want %+v", out, want)
+	}
+}
+
 func TestManyRevocationsAreRestoredAtOnce(t *testing.T) {
 	var changes []relay.Change
 	for i := range 20000 {

@@ -15,6 +15,7 @@ import (
 type Restored struct {
 	Grants  int // live grants after loading
 	Dropped int // saved grants that the present rules or clock don't allow
+	Future  int // of these, from a time to come: the clock has been set back, and who has logged in can't be told
 	Revoked int // revocations in force
 }
 
@@ -31,6 +32,9 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 	for c := range changes {
 		if c.Kind == relay.ChangeGrant && !l.admit(&c, now) {
 			out.Dropped++
+			if l.ahead(&c.Grant, now) {
+				out.Future++
+			}
 			continue
 		}
 		l.apply(&c, now)
@@ -66,7 +70,7 @@ func (l *Ledger) takeRevoked(now relay.Now) {
 // admit fits a saved grant to the present rules and clock, or answers false.
 func (l *Ledger) admit(c *relay.Change, now relay.Now) bool {
 	g := &c.Grant
-	if g.Login.After(now.Wall.Add(maxFuture)) || g.Prefix == 0 || !g.Client.IsValid() ||
+	if l.ahead(g, now) || g.Prefix == 0 || !g.Client.IsValid() ||
 		g.Client != relay.Canonical(g.Client) || !l.wouldGrant(g) {
 		return false
 	}
@@ -89,6 +93,11 @@ func (l *Ledger) admit(c *relay.Change, now relay.Now) bool {
 		return l.room(g)
 	}
 	return true
+}
+
+// ahead says whether a saved grant is of a login that is yet to come.
+func (l *Ledger) ahead(g *relay.Grant, now relay.Now) bool {
+	return g.Login.After(now.Wall.Add(maxFuture))
 }
 
 // Snapshot yields changes that lead an empty ledger to the present state. It
