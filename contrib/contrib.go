@@ -17,6 +17,13 @@ var PostfixMilter string
 //go:embed sendmail/milter.mc
 var SendmailMilter string
 
+// SendmailFeature is feature/popgate.m4 of sendmail's configuration files. The
+// line FEATURE(`popgate') stands for both lines of SendmailMilter, and neither
+// is there without the other.
+//
+//go:embed sendmail/feature/popgate.m4
+var SendmailFeature string
+
 // The closed doors: what follows leaves the MTA's own relay rule shut and asks
 // popgate only about clients to which it would refuse a recipient. With popgate
 // down, remote recipients get a temporary failure, and local mail flows.

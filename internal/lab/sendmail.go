@@ -21,7 +21,7 @@ type SendmailOptions struct {
 	VirtUser    []string          // lines added to the virtusertable, key and value separated by a tab
 	VirtDomains []string          // further domains of the virtusertable
 	MailerTable []string          // lines of the mailertable
-	M4          []string          // lines before the MAILER lines
+	M4          []string          // lines before the MAILER lines; FEATURE(`popgate') may be one
 	Tail        []string          // lines after them
 	Files       map[string]string // further files in /etc/mail
 	Auth        bool              // SMTP AUTH by Cyrus SASL, users alice and bob with the password Password
@@ -118,7 +118,7 @@ func (s *Sendmail) Configure(t testing.TB, o SendmailOptions) {
 	if o.Auth {
 		sendmailAuth(t)
 	}
-	const cf = "/usr/share/sendmail/cf/"
+	cf := sendmailFeature(t)
 	text, err := command("m4", "-D_CF_DIR_="+cf, cf+"m4/cf.m4", "/etc/mail/sendmail.mc")
 	if err != nil {
 		t.Fatal(err)
@@ -128,6 +128,23 @@ func (s *Sendmail) Configure(t testing.TB, o SendmailOptions) {
 	}
 	s.Program = s.host.start(t, "/usr/libexec/sendmail/sendmail", "-C", sendmailConf, "-bD", "-q2s")
 	waitGreeting(t, s.Program, "127.0.0.1:25", "[::1]:25")
+}
+
+// sendmailFeature gives sendmail's configuration files with contrib's feature
+// among them.
+func sendmailFeature(t testing.TB) (dir string) {
+	t.Helper()
+	dir = filepath.Join(work, "cf")
+	if _, err := os.Stat(dir); err == nil {
+		return dir + "/"
+	}
+	if _, err := command("cp", "-rs", "/usr/share/sendmail/cf", dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "feature", "popgate.m4"), []byte(contrib.SendmailFeature), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir + "/"
 }
 
 // m4 gives the macro file.
