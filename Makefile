@@ -59,6 +59,7 @@ bench:
 soak:
 	POPGATE_SOAK=$(SOAK) POPGATE_CONVERSATIONS=1000000 $(GO) test -timeout 0 -count 1 -v -run 'Storm|Mutated|Kill|Crash' ./watcher ./milter ./internal/state
 	$(GO) test -timeout 0 -count 200 -run 'Sequence|Changes|Restore' ./internal/ledger
+	POPGATE_KILLS=1000 $(GO) test -timeout 0 -count 1 -v -run KillSoak ./internal/e2e
 
 install: build
 	install -D -m 755 $(BIN)/popgate $(DESTDIR)$(PREFIX)/sbin/popgate

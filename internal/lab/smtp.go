@@ -60,13 +60,7 @@ func (h *Host) SMTPPort(t testing.TB, from, port string) *Client {
 // dial connects from an address to the loopback of its family.
 func dial(t testing.TB, from, port string) net.Conn {
 	t.Helper()
-	local := netip.MustParseAddr(from)
-	host := "127.0.0.1"
-	if local.Is6() {
-		host = "::1"
-	}
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(local, 0)), Timeout: patience}
-	conn, err := d.Dial("tcp", net.JoinHostPort(host, port))
+	conn, err := dialFrom(netip.MustParseAddr(from), port)
 	if err != nil {
 		t.Fatal(err)
 	}
