@@ -26,7 +26,7 @@ type soakSite struct {
 type soakDoor struct {
 	port   string
 	closed bool // local mail is never put off
-	unable int  // class of the reply to a client while popgate can't be asked
+	unable int  // the worst class of reply to a client while popgate can't be asked
 }
 
 func soakSites() []soakSite {
@@ -270,7 +270,7 @@ func (k *killing) client(chance *rand.Rand, n string) {
 		return
 	}
 	d := k.doors[chance.IntN(len(k.doors))]
-	k.try("client", granted[chance.IntN(len(granted))], d, n, "x@remote.test", func(r lab.Reply) bool { return r.Is(2) || r.Is(d.unable) })
+	k.try("client", granted[chance.IntN(len(granted))], d, n, "x@remote.test", func(r lab.Reply) bool { return r.Is(2) || r.Is(4) || r.Is(d.unable) })
 }
 
 func (k *killing) try(kind, from string, d soakDoor, n, rcpt string, well func(lab.Reply) bool) {
