@@ -189,18 +189,19 @@ func (g *Gate) explain(ctx context.Context, q *relay.Query, closed bool) Explana
 	if d := relay.Decide(&f); d.Verdict == relay.Refuse && q.Waits != nil && r.WaitForLogin > 0 {
 		e.waited = g.wait(ctx, r, q, &f)
 	}
-	if whose == relay.Local && relay.Decide(&f).Verdict != relay.Pass {
+	if d := relay.Decide(&f); whose == relay.Local && (d.Verdict == relay.Refuse || d.Reason == relay.ReasonNoClient) {
 		f.Recipient = relay.Local
 	}
 	e.Decision, e.Grant, e.Recipient = relay.Decide(&f), f.Grant, whose
 	return e
 }
 
-// clientFirst keeps a door's own recipients out of the decision until the
-// client has been looked up.
+// clientFirst lets a closed door's question be about the client even where we
+// take the recipient for local: the MTA, which asks, does not, and would refuse
+// it for good. A login may have been missed for it as for any other.
 func clientFirst(whose relay.Recipient, closed bool) relay.Recipient {
 	if closed && whose == relay.Local {
-		return relay.Unsure
+		return relay.Foreign
 	}
 	return whose
 }
