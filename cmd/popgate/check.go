@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -66,6 +67,7 @@ func newCheck(e *env, g *global) *cobra.Command {
 			k.sources(cfg)
 			k.domains(c.Context(), cfg)
 			k.stateDir(cfg)
+			k.drac(sendmailCF)
 			return k.report(g.json)
 		},
 	}
@@ -268,6 +270,20 @@ func (k *checker) stateDir(cfg *config.Config) {
 		return
 	}
 	k.ok(what, "")
+}
+
+const sendmailCF = "/etc/mail/sendmail.cf"
+
+// temporaryDrac is FEATURE(drac)'s map with a value for temporary failures.
+var temporaryDrac = regexp.MustCompile(`(?m)^Kdrac\s.*\s-T`)
+
+// drac shouts when sendmail's FEATURE(drac) is an open relay: it takes any value
+// of its map for a yes, and -T makes a dead popgate's value one.
+func (k *checker) drac(cf string) {
+	text, err := os.ReadFile(cf)
+	if err == nil && temporaryDrac.Match(text) {
+		k.fail("sendmail "+cf, "FEATURE(`drac') with -T is an OPEN RELAY whenever popgate is down: take -T out of its line in sendmail.mc, or use contrib/sendmail/socketmap.mc instead")
+	}
 }
 
 // warnings turns what the daemon would log into findings.

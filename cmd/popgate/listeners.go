@@ -92,8 +92,14 @@ func listen(a config.Address, mode fs.FileMode, group string) (net.Listener, err
 	}
 	// The last directory is made, as /run is empty after a boot; a misspelt path
 	// is not.
-	if err := os.Mkdir(filepath.Dir(a.Address), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	switch err := os.Mkdir(filepath.Dir(a.Address), 0o755); {
+	case errors.Is(err, fs.ErrExist):
+	case err != nil:
 		return nil, err
+	default: // the MTA's user must get through, whatever the umask says
+		if err := os.Chmod(filepath.Dir(a.Address), 0o755); err != nil {
+			return nil, err
+		}
 	}
 	if err := clearStale(a.Address); err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ type conn struct {
 	read     []byte    // and not yet answered
 	begun    time.Time // when the first byte of the unfinished question came; zero: there is none
 	reply    []byte
+	asked    bool // at least one question: silence before it is nobody's way to wait
 }
 
 // run answers questions, one after the other, until either side has had enough.
@@ -59,6 +60,7 @@ func (c *conn) run() {
 // is to end with it.
 func (c *conn) answer(question []byte) (reply []byte, ok bool) {
 	s := c.listener.server
+	c.asked = true
 	defer func() {
 		if v := recover(); v != nil {
 			s.counts.panics.Add(1)
@@ -77,7 +79,7 @@ func (c *conn) answer(question []byte) (reply []byte, ok bool) {
 func (c *conn) more() bool {
 	deadline := time.Now()
 	switch {
-	case len(c.read) == 0:
+	case len(c.read) == 0 && c.asked:
 		deadline = deadline.Add(c.listener.server.options.IdleTimeout)
 	case c.begun.IsZero():
 		c.begun = deadline
