@@ -20,6 +20,8 @@ var wanted = []string{
 	"sendmail-bin", "sendmail-cf", "m4",
 	"dovecot-core", "dovecot-pop3d", "dovecot-imapd",
 	"sasl2-bin", "libsasl2-modules", "libsasl2-modules-db",
+	"systemd", "systemd-journal-remote", // journald, journalctl
+	"rsyslog", "rsyslog-gnutls", "syslog-ng-core", "busybox",
 	"netbase", "iproute2",
 }
 
