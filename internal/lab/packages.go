@@ -22,6 +22,7 @@ var wanted = []string{
 	"sasl2-bin", "libsasl2-modules", "libsasl2-modules-db",
 	"systemd", "systemd-journal-remote", // journald, journalctl
 	"rsyslog", "rsyslog-gnutls", "syslog-ng-core", "busybox",
+	"logrotate",
 	"netbase", "iproute2",
 }
 
