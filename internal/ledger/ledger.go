@@ -183,21 +183,32 @@ func (l *Ledger) Position(source string, p relay.Position) {
 	l.feed(relay.Batch{Source: source, Position: p})
 }
 
+// Judge says what the rules alone make of a login at a time: Granted, or the
+// first of them that speaks against it. then is the same time by the clock that
+// the login's age is reckoned by. It takes no lock, and what is revoked or full
+// it doesn't know.
+func Judge(r *relay.Rules, own func(netip.Addr) bool, ev *relay.Event, now, then time.Time) Outcome {
+	switch {
+	case !r.Serves(ev.Service):
+		return Service
+	case !r.MayHold(relay.Canonical(ev.Client), own):
+		return Never
+	case r.Ignores(ev.User):
+		return User
+	case ev.Time.After(now.Add(maxFuture)):
+		return Future
+	case then.Sub(ev.Time) >= r.GrantTTL:
+		return Stale
+	}
+	return Granted
+}
+
 // login judges a login. Then are the clocks by which its age is reckoned.
 func (l *Ledger) login(ev *relay.Event, now, then relay.Now) (Outcome, relay.Grant) {
 	r := l.rules
 	client := relay.Canonical(ev.Client)
-	switch {
-	case !r.Serves(ev.Service):
-		return Service, relay.Grant{}
-	case !r.MayHold(client, l.own):
-		return Never, relay.Grant{}
-	case r.Ignores(ev.User):
-		return User, relay.Grant{}
-	case ev.Time.After(now.Wall.Add(maxFuture)):
-		return Future, relay.Grant{}
-	case then.Wall.Sub(ev.Time) >= r.GrantTTL:
-		return Stale, relay.Grant{}
+	if o := Judge(r, l.own, ev, now.Wall, then.Wall); o != Granted {
+		return o, relay.Grant{}
 	}
 	at := earlier(ev.Time, now.Wall)
 	g := relay.Grant{
