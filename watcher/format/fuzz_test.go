@@ -44,6 +44,9 @@ var (
 	splitTrad = `[A-S][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2}`
 	splitRest = ` ([A-Za-z0-9._%:-]*[A-Za-z0-9._%-]) PRI([A-Za-z0-9._/+-]+)(?:\[([0-9]+)\])?:(?: (.*))?`
 
+	splitPri  = `<(?:[0-9]|[1-9][0-9]|1[0-8][0-9]|19[01])>`
+	splitData = strings.ReplaceAll(`(?:-|(?:\[NAME(?: NAME="(?:[^"\\\]]|\\.)*")*\])+)`, "NAME", `[!#-<>-\\^-~]+`)
+
 	oracleSplits = []struct {
 		transport Transport
 		re        *regexp.Regexp
@@ -51,7 +54,9 @@ var (
 		{Syslog, anchored(`(?s)(` + splitTrad + `)` + strings.Replace(splitRest, "PRI", "", 1))},
 		{BusyBox, anchored(`(?s)(` + splitTrad + `)` + strings.Replace(splitRest, "PRI", `[a-z0-9]+\.[a-z0-9]+ `, 1))},
 		{ISO, anchored(`(?s)(` + splitISO + `)` + strings.Replace(splitRest, "PRI", "", 1))},
-		{RFC5424, anchored(`(?s)<[0-9]{1,3}>1 (` + splitISO + `) ([!-~]+) ([!-~]+) (?:-|([!-~]+)) [!-~]+ -(?: ?| {1,2}(.*))`)},
+		{RFC5424, anchored(`(?s)` + splitPri + `1 (` + splitISO + `) (?:-|([!-~]+)) ([!-~]+) (?:-|([!-~]+)) [!-~]+ ` + splitData + `(?: ?| (?:\x{feff}| ?)(.*))`)},
+		// The host may be missing.
+		{RFC3164, anchored(`(?s)` + splitPri + `(` + splitTrad + `|` + splitISO + `)(?: ([A-Za-z0-9._%:-]*[A-Za-z0-9._%-]))? ([A-Za-z0-9._/+-]+)(?:\[([0-9]+)\])?:(?: (.*))?`)},
 		{DovecotFile, anchored(`(?s)(` + splitTrad + `|` + splitISO + `)()()() ([a-z0-9-]+(?:\(.*|: (?:Info|Debug|Warning|Error|Fatal|Panic): .*))`)},
 	}
 )
@@ -61,6 +66,8 @@ func FuzzSplit(f *testing.F) {
 	for _, seed := range []string{
 		"Nov 22 02:05:35 pop3-login: Info: x", "Nov 22 02:05:35 a: b: x", "Nov 22 02:05:35 mx1 x: Info: y",
 		"2026-11-22T02:05:32+0000 mx1 dovecot[1]: x", "<22>1 2026-11-22T02:05:32Z mx1 a - - - x",
+		"<22>Nov 22 02:05:35 mx1 x[7]: y", "<22>2026-11-22T02:05:32+00:00 x: y\nz", "<191>Nov 22 02:05:35 a:b c: d",
+		`<22>1 2026-11-22T02:05:32Z - a 7 - [m a="1" b="\"\\\]"][n] ` + "\ufeffx",
 		`{"__REALTIME_TIMESTAMP":"1","MESSAGE":"a\u00e9\ud83d\ude00\n","SYSLOG_IDENTIFIER":"x"}`,
 		`{"__REALTIME_TIMESTAMP":"1","MESSAGE":["a","b"]}`, `{"__REALTIME_TIMESTAMP":"1","MESSAGE":null}`,
 	} {
@@ -95,8 +102,15 @@ func FuzzSplit(f *testing.F) {
 			if g == nil {
 				continue
 			}
+			text := g[5]
+			if (o.transport == RFC3164 || o.transport == RFC5424) && regexp.MustCompile(`[\x00-\x1f]`).Match(text) != m.Withheld {
+				t.Errorf("%q: withheld %v", line, m.Withheld)
+			}
+			if m.Withheld {
+				text = nil
+			}
 			if !ok || m.Transport != o.transport || m.Stamp.String() != string(g[1]) || !bytes.Equal(m.Host, g[2]) ||
-				!bytes.Equal(m.Tag, g[3]) || !bytes.Equal(m.PID, g[4]) || !bytes.Equal(m.Text, g[5]) {
+				!bytes.Equal(m.Tag, g[3]) || !bytes.Equal(m.PID, g[4]) || !bytes.Equal(m.Text, text) {
 				t.Errorf("%q:\ngot %v %v, want %v %q", line, ok, &m, o.transport, g)
 			}
 			return

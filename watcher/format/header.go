@@ -1,5 +1,7 @@
 package format
 
+import "bytes"
+
 // Transport is how a line reached the log.
 type Transport uint8
 
@@ -8,12 +10,13 @@ const (
 	Syslog                     // "Nov 22 02:05:32 host tag[pid]: text": rsyslog, syslog-ng, journalctl -o short
 	BusyBox                    // the same with "mail.info" before the tag
 	ISO                        // the same after "2026-11-22T02:05:32.540141+00:00"
+	RFC3164                    // "<22>Nov 22 02:05:32 host tag[pid]: text", as it is sent; BusyBox sends no host
 	RFC5424                    // "<22>1 2026-11-22T02:05:32.540141+00:00 host tag pid - -  text"
 	DovecotFile                // "Nov 22 02:05:32 service: Info: text", Dovecot's own file: no host, no tag
 	Journal                    // one JSON object, journalctl -o json
 )
 
-var transportNames = [...]string{"unknown", "syslog", "busybox", "iso", "rfc5424", "dovecot-file", "journal"}
+var transportNames = [...]string{"unknown", "syslog", "busybox", "iso", "rfc3164", "rfc5424", "dovecot-file", "journal"}
 
 // String gives the transport's name.
 func (t Transport) String() string {
@@ -33,9 +36,10 @@ type Message struct {
 	PID       []byte // nil: none
 	Text      []byte // in a DovecotFile the level word still stands in it
 	Unit      []byte // the systemd unit as the journal itself saw it; nil: unknown. A caller may set it
-	// Withheld says that the journal has a message which is not passed on: it
-	// is not text, has a line end in it, or was too long to be shown. Text is
-	// empty then; that there was a message still counts (for Courier).
+	// Withheld says that there is a message which is not passed on: in the
+	// journal it is not text, has a line end in it, or was too long to be shown;
+	// as it was sent by syslog it has a control byte in it. Text is empty then;
+	// that there was a message still counts (for Courier).
 	Withheld bool
 
 	buf []byte // Text when the JSON string had escapes
@@ -60,7 +64,7 @@ func Split(line []byte, m *Message) bool {
 	case c == '{':
 		return splitJournal(line, m)
 	case c == '<':
-		return splitRFC5424(line, m)
+		return splitSent(line, m)
 	case 'A' <= c && c <= 'S':
 		if !looksTraditional(line) {
 			return false
@@ -169,19 +173,90 @@ func (s *scanner) level() bool {
 	return s.lit("Info: ") || s.lit("Debug: ") || s.lit("Warning: ") || s.lit("Error: ") || s.lit("Fatal: ") || s.lit("Panic: ")
 }
 
-// splitRFC5424 takes "<22>1 stamp host tag pid msgid -  text". Structured data
-// is not read: none of the servers writes any.
-func splitRFC5424(line []byte, m *Message) bool {
-	s := scanner{line[1:]}
-	if n := len(s.run(&digitChars)); n < 1 || n > 3 || !s.lit(">1 ") {
-		return false
-	}
-	n := isoLen(s.rest)
+// splitSent takes what syslog daemons send each other: a priority, and behind
+// it RFC 5424's header or, as RFC 3164 found it in use, that of a file.
+func splitSent(line []byte, m *Message) bool {
+	n := PriorityLen(line)
 	if n == 0 {
 		return false
 	}
-	m.Transport, m.Stamp = RFC5424, Stamp{text: s.rest[:n], form: iso}
-	s.rest = s.rest[n:]
+	rest := line[n:]
+	ok := false
+	switch {
+	case bytes.HasPrefix(rest, []byte("1 ")):
+		m.Transport = RFC5424
+		ok = splitRFC5424(rest[2:], m)
+	case looksTraditional(rest):
+		m.Transport, m.Stamp = RFC3164, Stamp{text: rest[:stampLen], form: traditional}
+		ok = splitRFC3164(rest[stampLen:], m)
+	default:
+		if n = isoLen(rest); n > 0 {
+			m.Transport, m.Stamp = RFC3164, Stamp{text: rest[:n], form: iso}
+			ok = splitRFC3164(rest[n:], m)
+		}
+	}
+	if ok && hasLineEnd(m.Text) {
+		m.Text, m.Withheld = nil, true
+	}
+	return ok
+}
+
+// hasLineEnd says whether a message has a control byte in it; syslog-ng passes
+// them on as they are. Among them is the line end; 0x7f, which Dovecot passes
+// on too, ends nothing anywhere.
+func hasLineEnd(text []byte) bool {
+	for _, c := range text {
+		if c < ' ' {
+			return true
+		}
+	}
+	return false
+}
+
+// PriorityLen gives the length of the "<22>" with which each message that
+// syslog daemons send begins, 0 if there is none.
+func PriorityLen(b []byte) int {
+	if len(b) < len("<0>") || b[0] != '<' {
+		return 0
+	}
+	s := scanner{b[1:]}
+	digits := s.run(&digitChars)
+	value, ok := number(digits)
+	if !ok || len(digits) > 3 || value > 191 || len(digits) > 1 && digits[0] == '0' || !s.lit(">") {
+		return 0
+	}
+	return len(b) - len(s.rest)
+}
+
+// splitRFC3164 takes " host tag[pid]: text", or " tag[pid]: text". A host's
+// name does not end in a colon, and a tag's word does.
+func splitRFC3164(rest []byte, m *Message) bool {
+	if len(rest) < 2 || rest[0] != ' ' {
+		return false
+	}
+	rest = rest[1:]
+	i := bytes.IndexByte(rest, ' ')
+	if i < 0 || rest[i-min(i, 1)] == ':' {
+		return splitTag(rest, m)
+	}
+	s := scanner{rest}
+	m.Host = s.run(&hostChars)
+	return len(m.Host) == i && i > 0 && splitTag(rest[i+1:], m)
+}
+
+// bom is the mark with which the text of an RFC 5424 message says that it is
+// UTF-8.
+const bom = "\ufeff"
+
+// splitRFC5424 takes "stamp host tag pid msgid structured-data  text". What the
+// structured data say is not read: none of the servers writes any.
+func splitRFC5424(rest []byte, m *Message) bool {
+	n := isoLen(rest)
+	if n == 0 {
+		return false
+	}
+	m.Stamp = Stamp{text: rest[:n], form: iso}
+	s := scanner{rest[n:]}
 	var msgid []byte
 	for _, field := range [...]*[]byte{&m.Host, &m.Tag, &m.PID, &msgid} {
 		if !s.lit(" ") {
@@ -192,10 +267,12 @@ func splitRFC5424(line []byte, m *Message) bool {
 			return false
 		}
 	}
-	if string(m.PID) == "-" {
-		m.PID = nil
+	for _, field := range [...]*[]byte{&m.Host, &m.PID} {
+		if string(*field) == "-" {
+			*field = nil
+		}
 	}
-	if !s.lit(" -") {
+	if !s.lit(" ") || !s.structuredData() {
 		return false
 	}
 	if s.done() {
@@ -204,10 +281,58 @@ func splitRFC5424(line []byte, m *Message) bool {
 	if !s.lit(" ") {
 		return false
 	}
-	s.lit(" ") // rsyslog keeps the blank that parted tag and text
+	if !s.lit(bom) {
+		s.lit(" ") // rsyslog keeps the blank that parted tag and text
+	}
 	m.Text = s.rest
 	return true
 }
+
+// structuredData takes "-" or elements, such as [meta sequenceId="1"].
+func (s *scanner) structuredData() bool {
+	if s.lit("-") {
+		return true
+	}
+	n := 0
+	for ; s.lit("["); n++ {
+		if !s.word(&sdNameChars) {
+			return false
+		}
+		for s.lit(" ") {
+			if !s.word(&sdNameChars) || !s.lit(`="`) || !s.quoted() {
+				return false
+			}
+		}
+		if !s.lit("]") {
+			return false
+		}
+	}
+	return n > 0
+}
+
+// quoted takes a value up to its quote, with which it ends. Quote, backslash
+// and bracket stand in it only behind a backslash.
+func (s *scanner) quoted() bool {
+	for i := 0; i < len(s.rest); i++ {
+		switch s.rest[i] {
+		case '"':
+			s.rest = s.rest[i+1:]
+			return true
+		case ']':
+			return false
+		case '\\':
+			i++
+		}
+	}
+	return false
+}
+
+// sdNameChars are the characters of RFC 5424's names.
+var sdNameChars = func() (set charset) {
+	set = fieldChars
+	set['='], set[']'], set['"'] = false, false, false
+	return set
+}()
 
 // fieldChars are the printable characters of an RFC 5424 header field.
 var fieldChars = func() (set charset) {

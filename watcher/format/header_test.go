@@ -25,6 +25,20 @@ func TestSplitRefuses(t *testing.T) {
 		{"RFC 5424 without stamp", "<22>1 - mx1 dovecot - - -  x"},
 		{"RFC 5424 with structured data", `<22>1 2026-11-22T01:57:54Z mx1 dovecot - - [a b="] x"] x`},
 		{"RFC 5424, other version", "<22>2 2026-11-22T01:57:54Z mx1 dovecot - - -  x"},
+		{"RFC 5424, structured data not ended", `<22>1 2026-11-22T01:57:54Z mx1 dovecot - - [a b="x" x`},
+		{"RFC 5424, structured data with a quote in a value", `<22>1 2026-11-22T01:57:54Z mx1 dovecot - - [a b="x"y"] x`},
+		{"RFC 5424, text behind structured data without a blank", `<22>1 2026-11-22T01:57:54Z mx1 dovecot - - [a]x`},
+		{"RFC 5424, no structured data", `<22>1 2026-11-22T01:57:54Z mx1 dovecot - - x`},
+		{"priority that is none", "<192>Nov 22 02:05:32 mx1 dovecot: x"},
+		{"priority with a leading zero", "<022>Nov 22 02:05:32 mx1 dovecot: x"},
+		{"priority without a number", "<>Nov 22 02:05:32 mx1 dovecot: x"},
+		{"two priorities before the stamp", "<22><22>Nov 22 02:05:32 mx1 dovecot: x"},
+		{"blank behind the priority", "<22> Nov 22 02:05:32 mx1 dovecot: x"},
+		{"priority, no stamp", "<22>mx1 dovecot: imap-login: Login: x"},
+		{"priority, neither host nor tag", "<22>Nov 22 02:05:32 : imap-login: Login: x"},
+		{"priority, no host, two blanks", "<22>Nov 22 02:05:32  dovecot: imap-login: Login: x"},
+		{"priority, host with a control byte", "<22>Nov 22 02:05:32 mx\x011 dovecot: x"},
+		{"priority, word between host and tag", "<22>Nov 22 02:05:32 mx1 mail.info dovecot: x"},
 		{"journal, no stamp", `{"MESSAGE":"x","SYSLOG_IDENTIFIER":"dovecot"}`},
 		{"journal, message twice", `{"__REALTIME_TIMESTAMP":"1","MESSAGE":"x","MESSAGE":"y"}`},
 		{"journal, tag twice", `{"__REALTIME_TIMESTAMP":"1","SYSLOG_IDENTIFIER":"x","SYSLOG_IDENTIFIER":"y"}`},
@@ -39,6 +53,52 @@ func TestSplitRefuses(t *testing.T) {
 				t.Errorf("%q was taken for %v: %q %q %q", tt.line, m.Transport, m.Host, m.Tag, m.Text)
 			}
 		})
+	}
+}
+
+func TestSplitTakesWhatSyslogDaemonsSend(t *testing.T) {
+	for _, tt := range []struct{ name, line, transport, host, tag, pid, text string }{
+		{"rsyslog, traditional", "<22>Nov 22 02:05:32 mx1 dovecot: imap-login: x", "rfc3164", "mx1", "dovecot", "", "imap-login: x"},
+		{"rsyslog, RFC 3339 stamp", "<22>2026-11-22T02:05:32.540141+01:00 mx1 dovecot: imap-login: x", "rfc3164", "mx1", "dovecot", "", "imap-login: x"},
+		{"pid", "<21>Nov 22 02:05:32 mx1 cyrus/imap[312]: login: x", "rfc3164", "mx1", "cyrus/imap", "312", "login: x"},
+		{"BusyBox sends no host", "<22>Nov 22 02:05:32 dovecot: imap-login: x", "rfc3164", "", "dovecot", "", "imap-login: x"},
+		{"BusyBox sends no host, pid", "<22>Nov 22 02:05:32 cyrus/imap[312]: login: x", "rfc3164", "", "cyrus/imap", "312", "login: x"},
+		{"Dovecot's own form is a tag like others here", "<22>Nov 22 02:05:32 imap-login: Info: Login: x", "rfc3164", "", "imap-login", "", "Info: Login: x"},
+		{"IPv6 address for a host", "<22>Nov 22 02:05:32 2001:db8::7 dovecot: x", "rfc3164", "2001:db8::7", "dovecot", "", "x"},
+		{"no text", "<22>Nov 22 02:05:32 mx1 dovecot:", "rfc3164", "mx1", "dovecot", "", ""},
+		{"rsyslog, RFC 5424", "<22>1 2026-11-22T01:57:54Z mx1 dovecot - - -  imap-login: x", "rfc5424", "mx1", "dovecot", "", "imap-login: x"},
+		{"syslog-ng, structured data", `<22>1 2026-11-22T01:57:54+00:00 mx1 dovecot 7 - [meta sequenceId="1"][a b="\"\]" c="d"] imap-login: x`, "rfc5424", "mx1", "dovecot", "7", "imap-login: x"},
+		{"byte order mark", "<22>1 2026-11-22T01:57:54Z mx1 dovecot - - - \ufeffimap-login: x", "rfc5424", "mx1", "dovecot", "", "imap-login: x"},
+		{"RFC 5424 without host", "<22>1 2026-11-22T01:57:54Z - dovecot - - - x", "rfc5424", "", "dovecot", "", "x"},
+		{"lowest priority", "<0>Nov 22 02:05:32 mx1 dovecot: x", "rfc3164", "mx1", "dovecot", "", "x"},
+		{"highest priority", "<191>Nov 22 02:05:32 mx1 dovecot: x", "rfc3164", "mx1", "dovecot", "", "x"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var m Message
+			if !Split([]byte(tt.line), &m) {
+				t.Fatalf("%q was not taken", tt.line)
+			}
+			got := [...]string{m.Transport.String(), string(m.Host), string(m.Tag), string(m.PID), string(m.Text)}
+			if want := [...]string{tt.transport, tt.host, tt.tag, tt.pid, tt.text}; got != want || m.Withheld {
+				t.Errorf("%q gave %q, want %q", tt.line, got, want)
+			}
+		})
+	}
+}
+
+// A stranger's text with a line end in it may hold a whole log line; where the
+// daemon in between passes it on in one message, it is one message.
+func TestSyslogWithholdsAMessageWithControlBytes(t *testing.T) {
+	for name, line := range map[string]string{
+		"line end":              "<22>Nov 22 02:05:32 mx1 pop3d: x\nNov 22 02:05:32 mx1 dovecot: imap-login: Login: x",
+		"line end, RFC 5424":    "<22>1 2026-11-22T01:57:54Z mx1 pop3d - - - x\n<22>Nov 22 02:05:32 mx1 dovecot: imap-login: Login: x",
+		"carriage return, last": "<22>Nov 22 02:05:32 mx1 pop3d: LOGIN FAILED, user=x\r",
+		"NUL":                   "<22>Nov 22 02:05:32 mx1 pop3d: x\x00y",
+	} {
+		var m Message
+		if !Split([]byte(line), &m) || !m.Withheld || m.Text != nil || string(m.Tag) != "pop3d" {
+			t.Errorf("%s: withheld %v, text %q, tag %q", name, m.Withheld, m.Text, m.Tag)
+		}
 	}
 }
 
