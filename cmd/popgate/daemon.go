@@ -51,6 +51,7 @@ type daemon struct {
 	notice    atomic.Pointer[string] // why the last reload was refused
 	doubtful  chan gate.Record       // recipients put off as unsure, for the notices
 }
+	watchers  control.Watchers
 
 // newDaemon asks for everything that can be refused before anything runs.
 func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*daemon, error) {
@@ -155,6 +156,11 @@ func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
 func (d *daemon) feed(b relay.Batch) {
 	d.gate.Follow(b) // first: somebody may be waiting
 	if d.state != nil {
+	if d.watchers.Want(control.WatchGrants) {
+		for i := range b.Changes {
+			d.watchChange(&b.Changes[i])
+		}
+	}
 		d.state.Append(b)
 	} else if b.Done != nil {
 		b.Done <- nil
@@ -173,6 +179,9 @@ func (d *daemon) record(r gate.Record) {
 		d.queue.Decision(r)
 	}
 }
+	if d.watchers.Want(control.WatchDecisions) {
+		d.watchDecision(r)
+	}
 
 // logDrain is how long a stopping daemon tries to write what is left of its log.
 const logDrain = 2 * time.Second

@@ -175,6 +175,7 @@ func (o *operator) Status() control.Status {
 	})
 	st.Connections = d.connections()
 	st.LogDropped = d.queue.Dropped()
+	st.Watchers = d.watchers.Count()
 	d.problems(&st)
 	return st
 }

@@ -4,14 +4,57 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"strconv"
 	"text/tabwriter"
 	"time"
+	"unicode/utf16"
 
 	"popgate/internal/control"
 )
 
 func printJSON(w io.Writer, v any) error {
-	return json.NewEncoder(w).Encode(v)
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(asciiJSON(b), '\n'))
+	return err
+}
+
+// asciiJSON spells the characters outside of ASCII, and DEL, as escapes, which
+// means the same in JSON: a stranger's text may hold some that a terminal obeys.
+func asciiJSON(b []byte) []byte {
+	plain := true
+	for _, c := range b {
+		plain = plain && c < 0x7f
+	}
+	if plain {
+		return b
+	}
+	out := make([]byte, 0, 2*len(b))
+	for _, r := range string(b) {
+		switch {
+		case r < 0x7f:
+			out = append(out, byte(r))
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, high, low)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+	}
+	return out
+}
+
+// isTerminal says whether somebody may be looking.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // table prints columns; flush it at the end.
@@ -23,6 +66,17 @@ func quoted(s string) string {
 	for _, r := range s {
 		if r < ' ' || r == 0x7f || r > '~' {
 			return fmt.Sprintf("%+q", s)
+		}
+	}
+	return s
+}
+
+// oneWord is quoted for a line of key=value pairs: the text can't end before it
+// does, nor look like another pair.
+func oneWord(s string) string {
+	for _, r := range s {
+		if r <= ' ' || r > '~' || r == '=' || r == '"' || r == '\\' {
+			return strconv.QuoteToASCII(s)
 		}
 	}
 	return s

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"popgate/internal/config"
+	"popgate/internal/control"
 	"popgate/internal/ledger"
 	"popgate/internal/relay"
 	"popgate/watcher"
@@ -215,6 +216,9 @@ func (s *sources) wait() {
 func (s *sources) Event(ev relay.Event, _ time.Time) {
 	outcome, grant := s.d.ledger.Event(ev)
 	s.events[outcome].Add(1)
+	if s.d.watchers.Want(control.WatchLogins) {
+		s.d.watchEvent(ev, outcome, grant)
+	}
 	if ev.Kind != relay.Login {
 		return
 	}

@@ -82,6 +82,9 @@ func printStatus(e *env, st *control.Status) error {
 		}
 	}
 	fmt.Fprintln(w)
+	if st.Watchers > 0 {
+		fmt.Fprintf(w, "watchers\t%d\n", st.Watchers)
+	}
 	if st.LogDropped > 0 {
 		fmt.Fprintf(w, "log\t%d lines dropped: whoever reads the log is too slow\n", st.LogDropped)
 	}

@@ -23,11 +23,12 @@ var bob = relay.Grant{Client: netip.MustParseAddr("198.51.100.7"), Prefix: 32, U
 
 // calm is a daemon that says yes and remembers what it was asked.
 type calm struct {
-	grants  []relay.Grant
-	granted GrantRequest
-	revoked RevokeRequest
-	asked   AskRequest
-	fail    error
+	grants   []relay.Grant
+	granted  GrantRequest
+	revoked  RevokeRequest
+	asked    AskRequest
+	fail     error
+	watchers Watchers
 }
 
 func (c *calm) Ask(_ context.Context, q AskRequest) (AskAnswer, error) {
@@ -51,7 +52,8 @@ func (c *calm) Revoke(_ context.Context, q RevokeRequest) ([]relay.Grant, error)
 	c.revoked = q
 	return c.grants, c.fail
 }
-func (c *calm) Status() Status { return Status{Health: "ok", Version: "x", Grants: len(c.grants)} }
+func (c *calm) Watchers() *Watchers { return &c.watchers }
+func (c *calm) Status() Status      { return Status{Health: "ok", Version: "x", Grants: len(c.grants)} }
 func (c *calm) Reload(context.Context) ([]string, error) {
 	return []string{"a note"}, c.fail
 }

@@ -31,6 +31,14 @@ const (
 	drainTime    = 2 * time.Second // for commands that have begun, when the daemon stops
 )
 
+// limits are times that tests make shorter.
+type limits struct {
+	request time.Duration // for sending a request
+	watcher time.Duration // for reading what there is to watch
+}
+
+var usual = limits{request: 10 * time.Second, watcher: 5 * time.Minute}
+
 const forbidden = "not permitted for this user: root and popgate's own user may do all, members of control_group may read"
 
 type peerKey struct{}
@@ -43,19 +51,24 @@ type peer struct {
 
 // Serve answers on ln until ctx ends.
 func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
-	s := &server{daemon: d, access: a}
+	return serveWithin(ctx, ln, d, a, usual)
+}
+
+func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, within limits) error {
+	s := &server{daemon: d, access: a, limits: within, stopping: ctx}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /ask", s.read(s.ask))
 	mux.HandleFunc("GET /list", s.read(s.list))
 	mux.HandleFunc("GET /show", s.read(s.show))
 	mux.HandleFunc("GET /status", s.read(s.status))
+	mux.HandleFunc("GET /watch", s.read(s.watch))
 	mux.HandleFunc("POST /grant", s.write(s.grant))
 	mux.HandleFunc("POST /revoke", s.write(s.revoke))
 	mux.HandleFunc("POST /reload", s.write(s.reload))
 	srv := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
+		ReadTimeout:       within.request,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
@@ -147,8 +160,10 @@ func peerOf(c net.Conn) peer {
 }
 
 type server struct {
-	daemon Daemon
-	access Access
+	daemon   Daemon
+	access   Access
+	limits   limits
+	stopping context.Context // ends when the daemon stops; a request's own doesn't
 }
 
 func (s *server) mayWrite(p peer) bool {

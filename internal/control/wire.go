@@ -136,6 +136,7 @@ type Status struct {
 	Domains     int               `json:"local_domains"`
 	Connections map[string]uint64 `json:"connections,omitempty"`
 	Tables      map[string]int    `json:"tables,omitempty"`
+	Watchers    int               `json:"watchers,omitempty"`    // how many watch
 	LogDropped  uint64            `json:"log_dropped,omitempty"` // lines lost because the log's reader was too slow
 }
 
@@ -149,4 +150,5 @@ type Daemon interface {
 	Revoke(context.Context, RevokeRequest) ([]relay.Grant, error)
 	Status() Status
 	Reload(context.Context) ([]string, error) // what the operator should know about it
+	Watchers() *Watchers                      // who is told what happens
 }
