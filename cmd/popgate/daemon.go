@@ -50,8 +50,8 @@ type daemon struct {
 	config    atomic.Pointer[config.Config]
 	notice    atomic.Pointer[string] // why the last reload was refused
 	doubtful  chan gate.Record       // recipients put off as unsure, for the notices
-}
 	watchers  control.Watchers
+}
 
 // newDaemon asks for everything that can be refused before anything runs.
 func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*daemon, error) {
@@ -155,12 +155,12 @@ func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
 // lock: nothing here may block.
 func (d *daemon) feed(b relay.Batch) {
 	d.gate.Follow(b) // first: somebody may be waiting
-	if d.state != nil {
 	if d.watchers.Want(control.WatchGrants) {
 		for i := range b.Changes {
 			d.watchChange(&b.Changes[i])
 		}
 	}
+	if d.state != nil {
 		d.state.Append(b)
 	} else if b.Done != nil {
 		b.Done <- nil
@@ -178,10 +178,10 @@ func (d *daemon) record(r gate.Record) {
 	if d.level.Level() <= slog.LevelInfo {
 		d.queue.Decision(r)
 	}
-}
 	if d.watchers.Want(control.WatchDecisions) {
 		d.watchDecision(r)
 	}
+}
 
 // logDrain is how long a stopping daemon tries to write what is left of its log.
 const logDrain = 2 * time.Second
