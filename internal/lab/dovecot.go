@@ -76,7 +76,9 @@ func (h *Host) Dovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		conf += "log_path = syslog\n"
 	} else {
 		conf += "log_path = " + DovecotLog + "\n"
-		makeLog(t, DovecotLog)
+		if _, err := os.Stat(DovecotLog); err != nil { // else it has run before, and goes on in its log
+			makeLog(t, DovecotLog)
+		}
 		h.keep(DovecotLog, func() string { text, _ := os.ReadFile(DovecotLog); return string(text) })
 	}
 	conf += strings.Join(o.Extra, "\n") + "\n"

@@ -39,6 +39,20 @@ func (h *Host) IMAP(t testing.TB, from, user string) *Mailbox {
 	return m
 }
 
+// IMAPNamed is IMAP for a front end that Dovecot trusts, which names the
+// session.
+func (h *Host) IMAPNamed(t testing.TB, from, user, session string) *Mailbox {
+	t.Helper()
+	m := openMailbox(t, from, "143", "b LOGOUT")
+	if answer := m.cmd(fmt.Sprintf("i ID (\"x-session-id\" %q)", session)); !strings.HasPrefix(answer, "i OK") {
+		t.Fatalf("IMAP ID: %s", answer)
+	}
+	if answer := m.cmd("a LOGIN " + user + " " + Password); !strings.HasPrefix(answer, "a OK") {
+		t.Fatalf("IMAP login: %s", answer)
+	}
+	return m
+}
+
 // POP3Fails tries to log in with a wrong password. The user name is sent as it
 // is.
 func (h *Host) POP3Fails(t testing.TB, from, user string) {
