@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -90,8 +91,14 @@ var ready = sync.OnceValues(func() (string, error) {
 
 const namespaces = syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
 
-// outside runs the test again in a child with namespaces of its own. The child
-// is process 1 there, so that its end is the end of all it started.
+// reaper runs its arguments as process 1 of a namespace and ends with their
+// status, and so ends all that they started. A shell, because a shell that waits
+// for one child reaps every other: servers that fork twice leave their children
+// to process 1, and a test binary would keep those as zombies until the machine
+// has no process numbers left.
+var reaper = []string{"/bin/sh", "-c", `"$@"; exit`, "reaper"}
+
+// outside runs the test again, in namespaces of its own.
 func outside(t *testing.T, root string) {
 	t.Helper()
 	self, err := os.Executable()
@@ -99,13 +106,14 @@ func outside(t *testing.T, root string) {
 		t.Fatal(err)
 	}
 	ctx := t.Context()
-	args := []string{"-test.run=" + pattern(t.Name()), "-test.v", "-test.count=1", "-test.parallel=64"}
+	args := []string{self, "-test.run=" + pattern(t.Name()), "-test.v", "-test.count=1", "-test.parallel=64"}
 	if end, ok := t.Deadline(); ok {
 		// The child tells more about a test that hangs than its parent can.
 		end = end.Add(-time.Until(end) / 20)
 		args = append(args, "-test.timeout="+time.Until(end).String())
 	}
-	cmd := exec.CommandContext(ctx, self, args...)
+	args = slices.Concat(reaper, args)
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), insideVar+"="+t.Name(), "POPGATE_LAB_TREE="+root)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}

@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -205,6 +207,32 @@ func TestSyslogLinesLookLikeRsyslogs(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAnOrphanLeavesNoZombie(t *testing.T) {
+	t.Parallel()
+	Isolated(t, func(t *testing.T, _ *Host) {
+		// Whichever of the two ends first, nobody but process 1 can reap the sleep.
+		out, err := command("sh", "-c", "sleep 0.05 >/dev/null 2>&1 & echo $!")
+		if err != nil {
+			t.Fatal(err)
+		}
+		orphan := "/proc/" + strings.TrimSpace(out)
+		Until(t, orphan+" is gone", func() bool { _, err := os.Stat(orphan); return errors.Is(err, fs.ErrNotExist) })
+	})
+}
+
+func TestWhatATestHasStartedEndsWithIt(t *testing.T) {
+	t.Parallel()
+	Isolated(t, func(t *testing.T, _ *Host) {
+		// As long as it lives, it keeps the test's own output open, and outside
+		// would complain of that.
+		cmd := exec.Command("setsid", "sh", "-c", "sleep 600 & echo orphan $!")
+		cmd.Stdout = os.Stdout
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // TestOutcome ends as the environment says; the test below runs it.
