@@ -19,6 +19,7 @@ var arrows = map[string][]string{
 	"popgate/internal/config":  {"popgate/internal/relay", "popgate/internal/domains", "gopkg.in/yaml.v3"},
 	"popgate/internal/control": {"popgate/internal/relay"},
 	"popgate/internal/logging": {"popgate/internal/gate"},
+	"popgate/internal/metrics": {"popgate/internal/relay", "github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/collectors", "github.com/prometheus/client_golang/prometheus/promhttp"},
 	"popgate/internal/policy":  {"popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
 	"popgate/milter":           {"popgate/internal/relay", "github.com/emersion/go-milter"},

@@ -17,6 +17,7 @@ import (
 	"popgate/internal/gate"
 	"popgate/internal/ledger"
 	"popgate/internal/logging"
+	"popgate/internal/metrics"
 	"popgate/internal/policy"
 	"popgate/internal/relay"
 	"popgate/internal/state"
@@ -223,6 +224,8 @@ func (d *daemon) run(ctx context.Context) error {
 			group.Go(func() error { return d.closed[l.name].Serve(ctx, l.Listener) })
 		case "control":
 			group.Go(func() error { return control.Serve(ctx, l.Listener, (*operator)(d), access) })
+		case "metrics":
+			group.Go(func() error { return metrics.Serve(ctx, l.Listener, d.metrics()) })
 		}
 	}
 	d.log.Info("ready", "version", version(), "listen", addresses(d.listeners), "sources", d.sources.names())

@@ -19,7 +19,7 @@ import (
 
 type openListener struct {
 	net.Listener
-	name string // milter, policy, socketmap, control
+	name string // milter, policy, socketmap, control, metrics
 	text string // as the configuration has it
 }
 
@@ -68,6 +68,11 @@ func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
 	if err := add("control", 0o666, "", cfg.Listen.Control); err != nil {
 		return fail(err)
 	}
+	if len(handed["metrics"]) > 0 || !cfg.Listen.Metrics.IsZero() {
+		if err := add("metrics", cfg.SocketMode, cfg.SocketGroup, cfg.Listen.Metrics); err != nil {
+			return fail(err)
+		}
+	}
 	return open, nil
 }
 
@@ -77,7 +82,7 @@ func notInThisRelease(file string, cfg *config.Config) error {
 		key   string
 		asked bool
 	}{
-		{"push", !cfg.Listen.Push.IsZero()}, {"metrics", !cfg.Listen.Metrics.IsZero()},
+		{"push", !cfg.Listen.Push.IsZero()},
 	} {
 		if k.asked {
 			return config.Error{File: file, Key: "listen." + k.key, Text: "this release of popgate has no such listener; remove the key"}

@@ -182,14 +182,12 @@ func (o *operator) Status() control.Status {
 
 // connections adds up what the doors count.
 func (d *daemon) connections() map[string]uint64 {
-	m := d.milter.Stats()
-	out := map[string]uint64{"open": uint64(m.Open), "total": m.Total, "capped": m.Capped, "denied": m.Denied,
-		"bad_packets": m.BadPackets, "timeouts": m.Timeouts, "panics": m.Panics, "accept_errors": m.AcceptErrors}
-	for _, s := range d.closed {
-		p := s.Stats()
-		for what, n := range map[string]uint64{"open": uint64(p.Open), "total": p.Total, "capped": p.Capped, "denied": p.Denied,
-			"bad_requests": p.BadRequests, "timeouts": p.Timeouts, "panics": p.Panics, "accept_errors": p.AcceptErrors} {
-			out[what] += n
+	out := map[string]uint64{}
+	for _, door := range d.doors() {
+		out["open"] += uint64(door.Open)
+		out["total"] += door.Total
+		for cause, n := range door.Ended {
+			out[cause] += n
 		}
 	}
 	return out

@@ -73,6 +73,7 @@ type Gate struct {
 	waiting waiting
 	sources readiness
 	counts  [3][relay.Reasons]atomic.Uint64
+	took    took
 	strange atomic.Bool  // an MTA asked whose kind is unknown
 	missed  atomic.Int64 // until when logins may be missing, on the clock that only runs forward
 }
@@ -136,8 +137,10 @@ func (g *Gate) tell(q *relay.Query, e Explanation) relay.Decision {
 		g.strange.Store(true)
 	}
 	g.counts[e.Decision.Verdict][e.Decision.Reason].Add(1)
+	took := g.now().Mono - e.began
+	g.took.add(took)
 	g.record(Record{
-		At: e.At, Took: time.Duration(g.now().Mono - e.began), Waited: e.waited, Decision: e.Decision, Whose: e.Recipient,
+		At: e.At, Took: took, Waited: e.waited, Decision: e.Decision, Whose: e.Recipient,
 		Client: e.Client, Rcpt: q.Rcpt, Sender: q.Sender, Queue: q.Queue, Door: q.Door,
 	})
 	return e.Decision

@@ -1,0 +1,114 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Options are what Serve shows, and to whom.
+type Options struct {
+	Snapshot func() Snapshot // asked once a scrape
+	Problems func() []string // as status lists them
+	// Allow says which addresses may connect over TCP; who may use a unix
+	// socket is for its mode to say.
+	Allow func(netip.Addr) bool
+	Log   *log.Logger
+}
+
+const (
+	maxConns   = 32 // a few scrapers; more are kept waiting
+	timeLimit  = 10 * time.Second
+	idleLimit  = 2 * time.Minute // above the usual pause between scrapes
+	drainLimit = time.Second
+)
+
+// Serve answers on ln until ctx ends.
+func Serve(ctx context.Context, ln net.Listener, o Options) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{o.Snapshot}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: o.Log, MaxRequestsInFlight: 4, Timeout: timeLimit}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, o.Problems()) })
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: timeLimit, ReadTimeout: timeLimit, WriteTimeout: 2 * timeLimit,
+		IdleTimeout: idleLimit, MaxHeaderBytes: 16 << 10, ErrorLog: o.Log}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+		defer cancel()
+		if srv.Shutdown(end) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.Serve(&door{Listener: ln, allow: o.Allow, places: make(chan struct{}, maxConns)})
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("metrics listener: %w", err)
+}
+
+// health answers 200 when the daemon is well and 503 with the problems when
+// it is degraded.
+func health(w http.ResponseWriter, problems []string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if len(problems) == 0 {
+		fmt.Fprintln(w, "ok")
+		return
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	fmt.Fprintln(w, "degraded")
+	for _, p := range problems {
+		fmt.Fprintln(w, p)
+	}
+}
+
+// door lets in only who may, and a bounded number at a time.
+type door struct {
+	net.Listener
+	allow  func(netip.Addr) bool
+	places chan struct{}
+}
+
+// Accept gives the next connection that may come in.
+func (d *door) Accept() (net.Conn, error) {
+	d.places <- struct{}{}
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil {
+			<-d.places
+			return nil, err
+		}
+		if a, tcp := c.RemoteAddr().(*net.TCPAddr); tcp && !d.allow(a.AddrPort().Addr()) {
+			c.Close()
+			continue
+		}
+		return &guest{Conn: c, leave: sync.OnceFunc(func() { <-d.places })}, nil
+	}
+}
+
+// guest gives its place back when it goes.
+type guest struct {
+	net.Conn
+	leave func()
+}
+
+// Close ends the connection.
+func (g *guest) Close() error {
+	defer g.leave()
+	return g.Conn.Close()
+}
