@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -208,6 +209,11 @@ func TestLoad(t *testing.T) {
 func TestFormatsAreThoseOfTheParsers(t *testing.T) {
 	if !slices.Equal(builtinFormats, format.Names()) {
 		t.Errorf("configuration %q, parsers %q", builtinFormats, format.Names())
+	}
+	for name, why := range refusedFormats {
+		if _, err := format.New(name); err == nil || err.Error() != strconv.Quote(name)+" can't be read: "+why {
+			t.Errorf("the configuration refuses %s because %q, the parsers: %v", name, why, err)
+		}
 	}
 	for _, f := range load(t, readAll(t, "testdata/every-key.yaml")).Formats {
 		if _, err := format.NewCustom(format.Custom{Name: f.Name, Tag: f.Tag, Pattern: f.Pattern, Logout: f.Logout, Service: f.Service}); err != nil {

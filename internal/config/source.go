@@ -70,7 +70,13 @@ type Format struct {
 }
 
 // builtinFormats are the formats popgate brings.
-var builtinFormats = []string{"auto", "courier", "cyrus", "dovecot"}
+var builtinFormats = []string{"auto", "courier", "cyrus", "dbmail", "dovecot", "imapproxy", "perdition", "popa3d", "qpopper", "solid-pop3d", "uw"}
+
+// refusedFormats are those it will not bring, and why.
+var refusedFormats = map[string]string{
+	"mailutils": "GNU Mailutils' pop3d and imap4d log no client address with a login, so there is nothing to grant; " +
+		"put a proxy in front that logs it (format: perdition), or use another server",
+}
 
 // sourceOptions are the kinds that each option goes with.
 var sourceOptions = []struct {
@@ -422,7 +428,9 @@ func (c *Config) checkSources(r *reader) {
 	slices.Sort(known)
 	names := map[string]int{}
 	for _, s := range c.Sources {
-		if !slices.Contains(known, s.Format) {
+		if why := refusedFormats[s.Format]; why != "" && !slices.Contains(known, s.Format) {
+			r.fail(s.formatAt, s.key+".format", "%q can't be read: %s", s.Format, why)
+		} else if !slices.Contains(known, s.Format) {
 			r.fail(s.formatAt, s.key+".format", "%q is not a log format popgate reads; choose one of %s", clip(s.Format), strings.Join(slices.Compact(known), ", "))
 		}
 		if first, twice := names[s.Name]; twice {

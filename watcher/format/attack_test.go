@@ -201,8 +201,189 @@ var attacks = []struct {
 	{"tag without a service", "cyrus", []string{"cyrus: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1>"}},
 	{"another program of Cyrus's", "cyrus", []string{"cyrus/ctl_cyrusdb: login: [203.0.113.66] victim plaintext User logged in SESSIONID=<a-1>"}},
 
+	{"quotation mark in the user, and the rest of a login", "perdition", []string{
+		`perdition.pop3: Auth: 192.0.2.46:60137->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="v" server="a:1" protocol=POP3 server-secure=plaintext status="ok"" server="192.0.2.9:110" protocol=POP3 server-secure=plaintext status="failed: Re-Authentication Failure"`,
+	}},
+	{"the same, of the length at which a logger cuts", "perdition", []string{
+		`perdition.pop3: Auth: 192.0.2.46:60137->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="` + strings.Repeat("v", 330) + `" server="a:1" protocol=POP3 server-secure=plaintext status="ok"`,
+	}},
+	{"the same in the other identity", "perdition", []string{
+		`perdition.imap4: Auth: 192.0.2.46:60137->192.0.2.1:143 client-secure=ssl authorisation_id="` + strings.Repeat("v", 300) + `" authentication_id="v" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`,
+	}},
+	{"a login behind an identity that is none", "perdition", []string{
+		`perdition.imap4: Auth: 192.0.2.46:60137->192.0.2.1:143 client-secure=ssl authorisation_id="x" authentication_id="v" authentication_id="w" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`,
+	}},
+	{"password in the line", "perdition", []string{
+		`perdition.imap4: Auth: 192.0.2.46:60137->192.0.2.1:143 client-secure=ssl authorisation_id=NONE authentication_id="v" passwd="x" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`,
+	}},
+	{"address without a port", "perdition", []string{
+		`perdition.imap4: Auth: 203.0.113.66->192.0.2.1:143 client-secure=ssl authorisation_id=NONE authentication_id="v" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`,
+	}},
+	{"tag that begins like one of Perdition's", "perdition", []string{
+		`perdition-x: Auth: 203.0.113.66:1->192.0.2.1:143 client-secure=ssl authorisation_id=NONE authentication_id="v" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`,
+	}},
+
+	{"whole login in a name, refused", "imapproxy", []string{
+		"imapproxyd: LOGIN: 'x' (203.0.113.66:1) on new sd [4]' (192.0.2.46:60137) failed: non-OK server response to LOGIN command: A0001 NO",
+	}},
+	{"whole login in a name, of the length at which BusyBox cuts", "imapproxy", []string{
+		"imapproxyd: LOGIN: '" + strings.Repeat("x", 176) + "' (203.0.113.66:1) on new sd [4]",
+	}},
+	{"whole login in a quoted name, cut by something else", "imapproxy", []string{
+		`imapproxyd: LOGIN: '"x' (203.0.113.66:1) on new sd [4]`,
+	}},
+	{"the same with an escaped quotation mark", "imapproxy", []string{
+		`imapproxyd: LOGIN: '"x\"' (203.0.113.66:1) on new sd [4]`,
+	}},
+	{"login in a backend's refusal", "imapproxy", []string{
+		"imapproxyd: LOGIN: 'x' (192.0.2.46:60137) failed: non-OK server response to LOGIN command: LOGIN: 'x' (203.0.113.66:1) on new sd [4]",
+	}},
+	{"line end in a backend's refusal, which the journal keeps", "imapproxy", []string{
+		"imapproxyd: LOGIN: 'x' (192.0.2.46:60137) failed: non-OK server response to LOGIN command: NO\nLOGIN: 'x' (203.0.113.66:1) on new sd [4]",
+	}},
+	{"attempt that has not been judged yet", "imapproxy", []string{
+		"imapproxyd: LOGIN: 'x' (203.0.113.66:1) no previous connection: creating a new one",
+	}},
+
+	{"login in a name that does not exist", "solid-pop3d", []string{
+		"solid-pop3d[7]: authentication failed: no such user: v authenticated - 203.0.113.66 - 192.0.2.46",
+		"solid-pop3d[7]: user v authenticated - 203.0.113.66 not found",
+		"solid-pop3d[7]: can't find APOP secret for user v authenticated - 203.0.113.66 - 192.0.2.46",
+	}},
+	{"account named like a login", "solid-pop3d", []string{
+		"solid-pop3d[7]: user v authenticated - 203.0.113.66 authenticated - 192.0.2.46",
+	}},
+	{"raw control bytes in a name", "solid-pop3d", []string{
+		"solid-pop3d[7]: user a\x1b[2Kb authenticated - 203.0.113.66",
+		"solid-pop3d[7]: user a\rb authenticated - 203.0.113.66",
+	}},
+	{"reverse name that ends in an address", "solid-pop3d", []string{
+		"solid-pop3d[7]: user bob authenticated - host.example.net 203.0.113.66",
+		"solid-pop3d[7]: user bob authenticated - 203.0.113.66.example.net",
+	}},
+	{"name that was cut", "solid-pop3d", []string{
+		"solid-pop3d[7]: user " + strings.Repeat("a", 40) + " authenticated - 203.0.113.66",
+	}},
+
+	{"password without a session", "popa3d", []string{"popa3d[7]: Authentication passed for bob"}},
+	{"session of another process", "popa3d", []string{
+		"popa3d[8]: Session from 203.0.113.66",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"pid that came round: session refused before", "popa3d", []string{
+		"popa3d[7]: Session from 203.0.113.66",
+		"popa3d[7]: Authentication failed for UNKNOWN USER",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"pid that came round: session without an attempt before", "popa3d", []string{
+		"popa3d[7]: Session from 203.0.113.66",
+		"popa3d[7]: Didn't attempt authentication",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"session lost in a gap", "popa3d", []string{
+		"popa3d[7]: Session from 203.0.113.66",
+		"gap",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"session lost to a rate limit", "popa3d", []string{
+		"popa3d[7]: Session from 203.0.113.66",
+		"rsyslogd: imuxsock[pid 7]: begin to drop messages due to rate-limiting",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"session of the same pid under another tag", "popa3d", []string{
+		"popa3dx[7]: Session from 203.0.113.66",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"no pid", "popa3d", []string{
+		"popa3d: Session from 203.0.113.66",
+		"popa3d: Authentication passed for bob",
+	}},
+	{"session from a name", "popa3d", []string{
+		"popa3d[7]: Session from 203.0.113.66",
+		"popa3d[7]: Session from host.example.net",
+		"popa3d[7]: Authentication passed for bob",
+	}},
+	{"UNKNOWN USER", "popa3d", []string{
+		"popa3d[7]: Session from 203.0.113.66",
+		"popa3d[7]: Authentication passed for UNKNOWN USER",
+	}},
+
+	{"reverse name that looks like an address, more than one word", "uw", []string{
+		"imapd[7]: Login user=bob host=x [203.0.113.66] y [192.0.2.46]",
+		"imapd[7]: Login user=bob host=203.0.113.66 192.0.2.46",
+		"imapd[7]: Login user=bob host=203.0.113.66",
+	}},
+	{"account with a host in its name", "uw", []string{
+		"imapd[7]: Login user=v host=[203.0.113.66] host=[192.0.2.46]",
+	}},
+	{"failed login with a login in its name", "uw", []string{
+		"imapd[7]: Login failed user=Login user=v host=[203.0.113.66] auth=x host=[192.0.2.46]",
+		"imapd[7]: Login excessive user=v host=[203.0.113.66]",
+		"ipop3d[7]: Login failure user=v host=[203.0.113.66] nmsgs=1/1",
+	}},
+	{"login to a host of the client's choice", "uw", []string{
+		"ipop3d[7]: IMAP login to host=evil.example.net user=v host=[203.0.113.66]",
+	}},
+	{"no password was checked", "uw", []string{
+		"imapd[7]: Login anonymous=me@example.net host=[203.0.113.66]",
+		"imapd[7]: Login anonymous=x user=v host=[203.0.113.66]",
+		"imapd[7]: Preauthenticated user=v host=[203.0.113.66]",
+		"imapd[7]: Authenticated anonymous=v host=[203.0.113.66]",
+	}},
+	{"an admin's password for another's mailbox", "uw", []string{"imapd[7]: Admin Login user=v host=[203.0.113.66]"}},
+	{"host that was cut", "uw", []string{
+		"ipop3d[7]: Login user=v host=" + strings.Repeat("a", 65) + " [203.0.113.66 nmsgs=1/1",
+		"imapd[7]: Login user=v host=[203.0.113.6",
+	}},
+	{"name that was cut", "uw", []string{"imapd[7]: Login user=" + strings.Repeat("v", 80) + " host=[203.0.113.66]"}},
+	{"POP login without its mailbox, IMAP login with one", "uw", []string{
+		"ipop3d[7]: Login user=v host=[203.0.113.66]",
+		"imapd[7]: Login user=v host=[203.0.113.66] nmsgs=1/1",
+	}},
+
+	{"reverse name that looks like an address", "qpopper", []string{
+		`qpopper[7]: (v4.0.9) POP login by user "bob" at (203.0.113.66) host.example.net`,
+		`qpopper[7]: (v4.0.9) POP login by user "bob" at (x) 203.0.113.66) 192.0.2.46`,
+		`qpopper[7]: (v4.0.9) POP login by user "bob" at (203.0.113.66)`,
+	}},
+	{"account named like a login", "qpopper", []string{
+		`qpopper[7]: (v4.0.9) POP login by user "v" at (x) 203.0.113.66" at (y) 192.0.2.46`,
+		`qpopper[7]: (v4.0.9) POP login by user "v" at (x) 203.0.113.66 [" at (y) 192.0.2.46`,
+	}},
+	{"login in a failure", "qpopper", []string{
+		`qpopper[7]: [AUTH] Failed attempted login to (v4) POP login by user "v" at (x) 203.0.113.66 from host (y) 192.0.2.46`,
+	}},
+	{"address that a logger has cut", "qpopper", []string{
+		`qpopper[7]: (v4.0.9) POP login by user "` + strings.Repeat("v", 200) + `" at (` + strings.Repeat("a", 170) + `) 203.0.113.6`,
+	}},
+
+	{"account named like an origin", "dbmail", []string{
+		"dbmail/imap4d[7]: Notice:[imap] dbmail_imap_session_handle_auth(+1207): [0x55d0c0ffee] login accepted: id [3] user [v] from [203.0.113.66:1]] from [192.0.2.46:60137]",
+	}},
+	{"failed login", "dbmail", []string{
+		"dbmail/imap4d[7]: Notice:[imap] dbmail_imap_session_handle_auth(+1199): [0x55d0c0ffee] login rejected: user [x] from [203.0.113.66:1]",
+	}},
+	{"login in another function's message", "dbmail", []string{
+		"dbmail/imap4d[7]: Debug:[imap] imap4_tokenizer_main(+1): [0x1] tokenize [dbmail_imap_session_handle_auth(+1): [0x1] login accepted: id [3] user [v] from [203.0.113.66:1]]",
+	}},
+	{"host name where the address should be", "dbmail", []string{
+		"dbmail/imap4d[7]: Notice:[imap] dbmail_imap_session_handle_auth(+1207): [0x55d0c0ffee] login accepted: id [3] user [v] from [203.0.113.66.example.net:1]",
+	}},
+
 	{"login on a tag that several servers share", "auto", []string{
 		opened, "pop3d: LOGIN, user=victim, ip=[::ffff:192.0.2.46], port=[60137]",
+		"imapd[7]: Login user=v host=[203.0.113.66]",
+		`popper[7]: (v4.0.9) POP login by user "v" at (x) 203.0.113.66`,
+	}},
+	{"unknown program whose tag begins like a server's", "auto", []string{
+		"perditionx: x",
+		`perditionx: Auth: 203.0.113.66:1->192.0.2.1:143 client-secure=ssl authorisation_id=NONE authentication_id="v" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`,
+	}},
+	{"change of mind, once a server is known", "auto", []string{
+		"popa3d[7]: Didn't attempt authentication",
+		"dovecot: imap-login: Login: user=<v>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+		"solid-pop3d[7]: user v authenticated - 203.0.113.66",
+		"imapd[7]: Login user=v host=[203.0.113.66]",
 	}},
 	{"change of mind", "auto", []string{
 		"dovecot: master: Warning: SIGHUP received - reloading configuration",
@@ -246,6 +427,13 @@ var anonymousLogins = []struct{ name, format, line string }{
 	{"mechanism in the client's case", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous anonymous User logged in SESSIONID=<x-1-2-3>"},
 	{"allowanonymouslogin", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous me@example.net"},
 	{"allowanonymouslogin with a login as password", "cyrus", "cyrus/imap[7]: login: [203.0.113.66] anonymous plaintext User logged in SESSIONID=<x-1-2-3>"},
+	{"an account that is open to all", "perdition", `perdition.imap4: Auth: 203.0.113.66:1->192.0.2.1:143 client-secure=ssl authorisation_id=NONE authentication_id="anonymous" server="a:1" protocol=IMAP4 server-secure=ssl status="ok"`},
+	{"an account that is open to all", "imapproxy", `imapproxyd: LOGIN: '"Anonymous"' (203.0.113.66:1) on new sd [4]`},
+	{"an account that is open to all", "solid-pop3d", "solid-pop3d[7]: user anonymous authenticated - 203.0.113.66"},
+	{"an account that is open to all", "uw", "imapd[7]: Login user=ANONYMOUS host=[203.0.113.66]"},
+	{"SASL ANONYMOUS", "uw", "imapd[7]: Authenticated user=v host=[203.0.113.66] mech=ANONYMOUS"},
+	{"an account that is open to all", "qpopper", `qpopper[7]: (v4.0.9) POP login by user "anonymous" at (x) 203.0.113.66`},
+	{"an account that is open to all", "dbmail", "dbmail/imap4d[7]: Notice:[imap] dbmail_imap_session_handle_auth(+1207): [0x5] login accepted: id [3] user [anonymous] from [203.0.113.66:1]"},
 	{"an account that is open to all", "courier", "pop3d: LOGIN, user=anonymous, ip=[::ffff:203.0.113.66], port=[60137]"},
 }
 
@@ -300,6 +488,152 @@ var logins = []struct{ name, format, before, line, session string }{
 	{"dovecot proxy", "dovecot", "", "dovecot: imap-login: proxy(bob,[2001:db8::9]:143): Started proxying to <2001:db8::9> (0.010 secs): user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, session=<ab>", "ab"},
 	{"courier imap", "courier", "imapd: Connection, ip=[::ffff:192.0.2.7], port=[4711]", "imapd: LOGIN, user=bob, ip=[::ffff:192.0.2.7], port=[4711], protocol=IMAP, starttls=1", "192.0.2.7:4711"},
 	{"cyrus", "cyrus", "", "cyrus/imaps[77]: login: host.example.net [192.0.2.7] bob PLAIN+TLS User logged in SESSIONID=<mx1-1-2-3>", ""},
+	{"perdition", "perdition", "", `perdition.imap4s[77]: Auth: 192.0.2.7:4711->192.0.2.1:993 client-secure=ssl authorisation_id=NONE authentication_id="bob" server="192.0.2.9:143" protocol=IMAP4S server-secure=plaintext status="ok"`, "192.0.2.7:4711"},
+	{"imapproxy", "imapproxy", "", `imapproxyd[77]: LOGIN: '"bob"' (192.0.2.7:4711) on existing sd [12]`, ""},
+	{"uw imapd", "uw", "", "imapd[77]: Authenticated user=bob host=host.example.net [192.0.2.7] mech=PLAIN", "77/192.0.2.7"},
+	{"dbmail", "dbmail", "", "dbmail/imap4d[77]: Notice:[imap] dbmail_imap_session_handle_auth(+1207): [0x55d0c0ffee] login accepted: id [3] user [bob] from [192.0.2.7:4711]", ""},
+}
+
+// popLogins are the same of servers that speak POP only, whose lines end in
+// what can be cut short and still be something.
+var popLogins = []struct{ name, format, before, line, session string }{
+	{"solid-pop3d", "solid-pop3d", "", "solid-pop3d[77]: user bob authenticated - 192.0.2.7", "77/192.0.2.7"},
+	{"solid-pop3d, mapped", "solid-pop3d", "", "solid-pop3d[77]: mapped user bob authenticated - 192.0.2.7", "77/192.0.2.7"},
+	{"solid-pop3d, APOP", "solid-pop3d", "", "solid-pop3d[77]: user bob authenticated through APOP - 192.0.2.7", "77/192.0.2.7"},
+	{"popa3d", "popa3d", "popa3d[77]: Session from 192.0.2.7", "popa3d[77]: Authentication passed for bob", ""},
+	{"uw ipop3d", "uw", "", "ipop3d[77]: APOP user=bob host=host.example.net [192.0.2.7] nmsgs=3/4", "77/192.0.2.7"},
+	{"uw ipop3d, no mailbox", "uw", "", "ipop3d[77]: Login user=bob host=[192.0.2.7] no mailbox", "77/192.0.2.7"},
+	{"qpopper", "qpopper", "", `in.qpopper[77]: (v4.0.9) POP login by user "bob" at (host.example.net) 192.0.2.7 [pop_log.c:244]`, ""},
+	{"qpopper 4.0.5", "qpopper", "", `qpopper[77]: (v4.0.5) POP login by user "bob" at (192.0.2.7) 192.0.2.7`, ""},
+	{"perdition", "perdition", "", `perdition[77]: Auth: 2001:db8::7:4711->2001:db8::1:110 client-secure=starttls authorisation_id="carol" authentication_id="bob" server="mail.example.net:110" protocol=POP3 server-secure=starttls status="ok"`, "[2001:db8::7]:4711"},
+}
+
+func TestPOPLogins(t *testing.T) {
+	for _, l := range popLogins {
+		t.Run(l.name, func(t *testing.T) {
+			for _, name := range []string{l.format, "auto"} {
+				p, err := New(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if l.before != "" {
+					parseLine(t, p, l.before)
+				}
+				e, result := parseLine(t, p, l.line)
+				client := "192.0.2.7"
+				if strings.Contains(l.line, "2001:db8::7:") {
+					client = "2001:db8::7"
+				}
+				want := relay.Event{Kind: relay.Login, User: "bob", Service: relay.POP3, Session: l.session}
+				want.Client, _ = oracleAddr(client)
+				if name == "auto" {
+					want.Format = l.format
+				}
+				if result != Login || e != want {
+					t.Errorf("%s: %v %+v, want %+v", name, result, e, want)
+				}
+			}
+		})
+	}
+}
+
+// TestMailutilsIsRefusedWithTheReason: it logs no address.
+func TestMailutilsIsRefusedWithTheReason(t *testing.T) {
+	_, err := New("mailutils")
+	if err == nil || !strings.Contains(err.Error(), "log no client address") || !strings.Contains(err.Error(), "proxy") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPopa3dSessions(t *testing.T) {
+	const from, passed = "popa3d[7]: Session from 192.0.2.7", "popa3d[7]: Authentication passed for bob"
+	for _, tt := range []struct {
+		name  string
+		lines []string
+		want  string // clients of the logins
+	}{
+		{"sessions that interleave", []string{
+			from, "popa3d[8]: Session from 192.0.2.8", "popa3d[9]: Session from 2001:db8::9",
+			"popa3d[9]: Authentication passed for carol", passed, "popa3d[8]: Authentication failed for alice",
+		}, "2001:db8::9 192.0.2.7"},
+		{"what PAM says in between", []string{from, "popa3d[7]: pam_unix(popa3d:auth): check pass; user unknown", passed}, "192.0.2.7"},
+		{"a session grants once", []string{from, passed, passed}, "192.0.2.7"},
+		{"the latest session of a pid", []string{"popa3d[7]: Session from 203.0.113.66", from, passed}, "192.0.2.7"},
+		{"a session after a gap", []string{"gap", from, passed}, "192.0.2.7"},
+		{"a mapped address", []string{"popa3d[7]: Session from ::ffff:192.0.2.7", passed}, "192.0.2.7"},
+		{"of the same pid on another host", []string{from, "\x00popa3d[7]: Authentication passed for bob"}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := new(popa3d)
+			var got []string
+			for _, line := range tt.lines {
+				if line == "gap" {
+					p.Gap()
+					continue
+				}
+				var m Message
+				host := "mx1 "
+				if line[0] == 0 {
+					host, line = "mx2 ", line[1:]
+				}
+				if !Split([]byte("Nov 22 02:05:32 "+host+line), &m) {
+					t.Fatal(line)
+				}
+				if e, result := p.Parse(&m); result == Login {
+					got = append(got, e.Client.String())
+				}
+			}
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("logins of %q, want %q", got, tt.want)
+			}
+		})
+	}
+	t.Run("a session counts for ten minutes", func(t *testing.T) {
+		for stamp, want := range map[string]Result{"02:05:32": Login, "02:15:32": Login, "02:15:33": Unparsed, "02:05:31": Unparsed} {
+			p := new(popa3d)
+			parseLine(t, p, from)
+			var m Message
+			Split([]byte("Nov 22 "+stamp+" mx1 "+passed), &m)
+			if _, got := p.Parse(&m); got != want {
+				t.Errorf("%s: %v, want %v", stamp, got, want)
+			}
+		}
+	})
+	t.Run("what is remembered is bounded, and what is too old makes room", func(t *testing.T) {
+		p := new(popa3d)
+		for i := range maxPopa3dSessions + 10 {
+			parseLine(t, p, fmt.Sprintf("popa3d[%d]: Session from 192.0.2.7", i))
+		}
+		if len(p.sessions) != maxPopa3dSessions {
+			t.Errorf("%d sessions remembered, want %d", len(p.sessions), maxPopa3dSessions)
+		}
+		var m Message
+		Split([]byte("Nov 22 02:15:33 mx1 popa3d[900000]: Session from 192.0.2.7"), &m)
+		p.Parse(&m)
+		if len(p.sessions) != 1 {
+			t.Errorf("%d sessions remembered after ten minutes, want 1", len(p.sessions))
+		}
+	})
+}
+
+func TestPIDAndAddressPairLogoutWithLogin(t *testing.T) {
+	for _, tt := range []struct{ format, login, logout, other string }{
+		{"solid-pop3d", "solid-pop3d[7]: user bob authenticated - 192.0.2.7", "solid-pop3d[7]: session ended for user bob - 192.0.2.7", "solid-pop3d[8]: autologout time elapsed for user bob - 192.0.2.7"},
+		{"uw", "ipop3d[7]: Login user=bob host=[192.0.2.7] nmsgs=1/1", "ipop3d[7]: Logout user=bob host=x [192.0.2.7] nmsgs=0 ndele=1", "ipop3d[7]: Logout user=bob host=[192.0.2.8]"},
+		{"perdition", `perdition.pop3: Auth: 192.0.2.7:5->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="bob" server="a:110" protocol=POP3 server-secure=plaintext status="ok"`,
+			`perdition.pop3: Closing session: 192.0.2.7:5->192.0.2.1:110 authorisation_id=NONE authentication_id="bob" received=10 sent=20`,
+			`perdition.pop3: Closing session: 192.0.2.7:6->192.0.2.1:110 authorisation_id=NONE authentication_id="bob" received=10 sent=20`},
+	} {
+		t.Run(tt.format, func(t *testing.T) {
+			p, _ := New(tt.format)
+			in, r1 := parseLine(t, p, tt.login)
+			out, r2 := parseLine(t, p, tt.logout)
+			other, r3 := parseLine(t, p, tt.other)
+			if r1 != Login || r2 != Logout || r3 != Logout || in.Session == "" || in.Session != out.Session || in.Service != out.Service || other.Session == in.Session {
+				t.Errorf("%v %+v, %v %+v, %v %+v", r1, in, r2, out, r3, other)
+			}
+		})
+	}
 }
 
 func TestLoginCutAnywhereIsNoLogin(t *testing.T) {
@@ -325,8 +659,9 @@ func TestLoginCutAnywhereIsNoLogin(t *testing.T) {
 				if whole && (result != Login || e != want) {
 					t.Errorf("whole line: got %v %+v, want %+v", result, e, want)
 				}
-				// Courier's optional last field leaves a whole line without it.
-				if !whole && result == Login && (e != want || l.format != "courier" || !strings.HasSuffix(line[:n], ", protocol=IMAP")) {
+				// An optional last field leaves a whole line without it.
+				optional := l.format == "courier" && strings.HasSuffix(line[:n], ", protocol=IMAP") || l.format == "uw" && n >= strings.Index(line, " mech=")
+				if !whole && result == Login && (e != want || !optional) {
 					t.Errorf("cut at %d: %q gave %+v", n, line[:n], e)
 				}
 			}
@@ -338,8 +673,8 @@ func TestLoginWithAnyByteChangedNamesNoOtherClient(t *testing.T) {
 	for _, l := range logins {
 		t.Run(l.name, func(t *testing.T) {
 			addr := strings.Index(l.line, "192.0.2.7")
-			addr = strings.LastIndexAny(l.line[:addr], "=[") + 1
-			end := addr + strings.IndexAny(l.line[addr:], ",]")
+			end := addr + len("192.0.2.7")
+			addr = strings.LastIndexAny(l.line[:addr], "=[( ") + 1
 			for i := range len(l.line) {
 				if addr <= i && i < end {
 					continue // another address, rightly
@@ -451,9 +786,20 @@ func TestNewReleaseIsNoticed(t *testing.T) {
 		"dovecot: jmap-login: Logged in: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1, mpid=1, session=<ab>",
 		"dovecot: imap-login: proxy(bob): started proxying to 192.0.2.9:143: user=<bob>, method=PLAIN, rip=192.0.2.7, lip=192.0.2.1",
 		"cyrus/imap: login: [192.0.2.7] bob plaintext User logged in SESSIONID=<a> COUNTRY=<x>",
-		"pop3d: LOGIN, user=bob, ip=[::ffff:192.0.2.7], port=[1], protocol=POP4",
+		"courier\x00pop3d: LOGIN, user=bob, ip=[::ffff:192.0.2.7], port=[1], protocol=POP4",
+		`perdition: Auth: 192.0.2.7:1->192.0.2.1:143 authentication_id="bob" country="x" status="ok"`,
+		"imapproxy\x00imapproxyd: LOGIN: 'bob' (192.0.2.7:1) on new sd [4] (TLS)",
+		"solid-pop3d: user bob authenticated with TLS - 192.0.2.7",
+		"popa3d: Authentication passed for bob from 192.0.2.7",
+		"uw\x00imapd: Login user=bob host=[192.0.2.7] country=x",
+		`qpopper: (v5.0.1) POP login by user "bob" at (x) 192.0.2.7 TLS`,
+		"dbmail\x00dbmail/imap4d: Notice:[imap] dbmail_imap_session_handle_auth(+1): [0x1] login accepted: user [bob] from [192.0.2.7:1]",
 	} {
-		format, _, _ := strings.Cut(strings.Replace(line, "pop3d", "courier", 1), ":")
+		format, rest, ok := strings.Cut(line, "\x00")
+		if line = rest; !ok {
+			line = format
+			format, _, _ = strings.Cut(format, ":")
+		}
 		p, err := New(strings.TrimSuffix(format, "/imap"))
 		if err != nil {
 			t.Fatal(err)

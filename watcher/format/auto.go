@@ -8,8 +8,8 @@ import (
 
 // auto is the parser that finds out which server writes the log. In the
 // journal it decides by the trusted unit, elsewhere by a tag that belongs to
-// one server only; "pop3d" and "imapd" belong to several, so they decide
-// nothing, whatever the line says. It decides once: what comes later, perhaps
+// one server only; "pop3d", "imapd" and "popper" belong to several, so they
+// decide nothing, whatever the line says. It decides once: what comes later, perhaps
 // from somebody who would like another grammar, changes nothing.
 type auto struct {
 	chosen Parser
@@ -29,17 +29,14 @@ func (a *auto) Gap() {
 
 func (a *auto) Parse(m *Message) (relay.Event, Result) {
 	if a.chosen == nil {
-		a.name = serverOf(m)
-		switch a.name {
-		case "dovecot":
-			a.chosen = new(dovecot)
-		case "courier":
-			a.chosen = &a.courier
-		case "cyrus":
-			a.chosen = new(cyrus)
-		default:
+		switch a.name = serverOf(m); a.name {
+		case "":
 			a.courier.Parse(m)
 			return relay.Event{}, None
+		case "courier":
+			a.chosen = &a.courier
+		default:
+			a.chosen = formats[a.name]()
 		}
 	}
 	e, result := a.chosen.Parse(m)
@@ -58,13 +55,24 @@ func serverOf(m *Message) string {
 		return "dovecot"
 	}
 	switch string(m.Tag) {
-	case "dovecot":
-		return "dovecot"
+	case "dovecot", "popa3d", "solid-pop3d", "qpopper":
+		return string(m.Tag)
+	case "in.qpopper":
+		return "qpopper"
+	case "ipop3d":
+		return "uw"
+	case "imapproxyd":
+		return "imapproxy"
+	case "dbmail/imap4d", "dbmail/pop3d":
+		return "dbmail"
 	case "pop3d-ssl", "imapd-ssl", "authdaemond", "courierd", "courieresmtp", "courieresmtpd":
 		return "courier"
 	}
 	if bytes.HasPrefix(m.Tag, []byte("cyrus/")) || string(m.Tag) == "cyrus" {
 		return "cyrus"
+	}
+	if _, ok := perditionTag(m.Tag); ok {
+		return "perdition"
 	}
 	return ""
 }
@@ -77,8 +85,8 @@ func serverOfUnit(unit []byte) string {
 	switch {
 	case !ok:
 		return ""
-	case string(name) == "dovecot":
-		return "dovecot"
+	case string(name) == "dovecot", string(name) == "perdition", string(name) == "imapproxy", string(name) == "popa3d", string(name) == "solid-pop3d":
+		return string(name)
 	case bytes.HasPrefix(name, []byte("courier-")):
 		return "courier"
 	case string(name) == "cyrus-imapd", string(name) == "cyrus-imap", string(name) == "cyrus":

@@ -3,6 +3,7 @@ package format
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 )
 
@@ -39,6 +40,14 @@ var otherLines = []struct{ name, format, line string }{
 	{"courier/connection", "courier", head + "pop3d: Connection, ip=[::ffff:192.0.2.7], port=[4711]"},
 	{"courier/failed", "courier", head + "pop3d: LOGIN FAILED, user=bob@example.net, ip=[::ffff:192.0.2.7], port=[4711]"},
 	{"cyrus/failed", "cyrus", head + "cyrus/imap[77]: badlogin: host.example.net [192.0.2.7] plaintext (bob) [SASL(-13): authentication failure: checkpass failed]"},
+	{"perdition/failed", "perdition", head + `perdition.imap4: Auth: 192.0.2.7:4711->192.0.2.1:143 client-secure=plaintext authorisation_id=NONE authentication_id="bob" server="192.0.2.9:143" protocol=IMAP4 server-secure=plaintext status="failed: Re-Authentication Failure"`},
+	{"imapproxy/failed", "imapproxy", head + `imapproxyd: LOGIN: '"bob"' (192.0.2.7:4711) failed: non-OK server response to LOGIN command: A0001 NO`},
+	{"solid-pop3d/failed", "solid-pop3d", head + "solid-pop3d[77]: authentication failed: no such user: bob - 192.0.2.7"},
+	{"popa3d/session", "popa3d", head + "popa3d[77]: Session from 192.0.2.7"},
+	{"popa3d/failed", "popa3d", head + "popa3d[77]: Authentication failed for UNKNOWN USER"},
+	{"uw/failed", "uw", head + "imapd[77]: Login failed user=bob auth=bob host=host.example.net [192.0.2.7]"},
+	{"qpopper/stats", "qpopper", head + "qpopper[77]: Stats: bob 0 0 0 0 host.example.net 192.0.2.7 [pop_updt.c:297]"},
+	{"dbmail/failed", "dbmail", head + "dbmail/imap4d[77]: Notice:[imap] dbmail_imap_session_handle_auth(+1199): [0x55d0c0ffee] login rejected: user [bob] from [192.0.2.7:4711]"},
 	{"auto/undecided", "auto", head + "postfix/smtpd[12345]: connect from unknown[192.0.2.7]"},
 	{"custom/failed", "custom", head + "dovecot: imap-login: Disconnected: Aborted login by logging out (auth failed, 1 attempts in 2 secs) :: rip=192.0.2.7, lip=192.0.2.1, user=<x>, PLAIN, session=<iPNB>"},
 }
@@ -74,7 +83,10 @@ func TestOtherLineAllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkLogin(b *testing.B) {
-	for _, l := range logins {
+	for _, l := range slices.Concat(logins, popLogins) {
+		if l.format == "popa3d" {
+			continue // a session counts for one login
+		}
 		b.Run(l.name, func(b *testing.B) {
 			p, err := New(l.format)
 			if err != nil {

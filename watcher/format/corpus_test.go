@@ -44,11 +44,26 @@ func readCorpus(t testing.TB, log string) (lines [][]byte, wants []want) {
 }
 
 // mayBeMissed says whether silence is right, too: the user or the session
-// can't be told from the text around it, or the transport has lost the
-// service.
+// can't be told from the text around it, the transport has lost the service,
+// the address stands in a line that the log no longer has, or nowhere.
 func (w want) mayBeMissed(server, transport string) bool {
 	return strings.Contains(w.note, "attacker-chosen") || strings.ContainsAny(w.user, "<>,[]") ||
-		strings.HasPrefix(server, "cyrus") && transport == "rfc5424"
+		strings.HasPrefix(server, "cyrus") && transport == "rfc5424" ||
+		server == "popa3d" && transport != "syslog" && strings.HasPrefix(w.note, "ip only through pid") ||
+		server == "misc"
+}
+
+// formatsFor names the formats a server's logs are read with: its own and
+// auto; and all of them, where none can be right.
+func formatsFor(server string) []string {
+	switch name := strings.TrimRight(server, "0123456789"); name {
+	case "misc":
+		return Names()
+	case "solidpop3d":
+		return []string{"solid-pop3d", "auto"}
+	default:
+		return []string{name, "auto"}
+	}
 }
 
 // tally is what a corpus log yielded.
@@ -103,6 +118,28 @@ var corpus = map[string]tally{
 	"dovecot24-rfc5424":             {30, 25, 4, 1, 2},
 	"dovecot24-syslog":              {39, 38, 5, 1, 2},
 	"dovecot24-syslogng":            {30, 25, 4, 1, 2},
+	"misc-busybox":                  {0, 0, 0, 0, 8},
+	"misc-journal-json":             {0, 0, 0, 0, 5},
+	"misc-rfc3339":                  {0, 0, 0, 0, 9},
+	"misc-rfc5424":                  {0, 0, 0, 0, 8},
+	"misc-syslog":                   {0, 0, 0, 0, 9},
+	"misc-syslogng":                 {0, 0, 0, 0, 8},
+	"popa3d-busybox":                {2, 0, 0, 2, 2},
+	"popa3d-journal-json":           {2, 0, 0, 2, 2},
+	"popa3d-journal-short":          {2, 0, 0, 2, 2},
+	"popa3d-rfc3339":                {3, 0, 0, 1, 1},
+	"popa3d-rfc5424":                {2, 0, 0, 2, 2},
+	"popa3d-syslog":                 {4, 0, 0, 0, 0},
+	"popa3d-syslogng":               {2, 0, 0, 2, 2},
+	"qpopper-syslog":                {2, 0, 0, 0, 0},
+	"solidpop3d-busybox":            {4, 3, 0, 0, 0},
+	"solidpop3d-journal-json":       {4, 2, 0, 0, 0},
+	"solidpop3d-journal-short":      {4, 2, 0, 0, 0},
+	"solidpop3d-rfc3339":            {4, 3, 0, 0, 0},
+	"solidpop3d-rfc5424":            {4, 3, 0, 0, 0},
+	"solidpop3d-syslog":             {4, 3, 0, 0, 0},
+	"solidpop3d-syslogng":           {4, 3, 0, 0, 0},
+	"uw-syslog":                     {2, 1, 0, 0, 0},
 }
 
 func TestCorpus(t *testing.T) {
@@ -116,7 +153,7 @@ func TestCorpus(t *testing.T) {
 	for _, log := range logs {
 		base := strings.TrimSuffix(filepath.Base(log), ".log")
 		server, transport, _ := strings.Cut(base, "-")
-		for _, name := range []string{strings.TrimRight(server, "0123456789"), "auto"} {
+		for _, name := range formatsFor(server) {
 			t.Run(base+"/"+name, func(t *testing.T) {
 				var p Parser
 				if strings.Contains(transport, "customformat") {
@@ -174,6 +211,9 @@ func runCorpus(t *testing.T, p Parser, log, server, transport string) (n tally) 
 	var m Message
 	for i, line := range lines {
 		if !Split(line, &m) {
+			if server == "misc" && transport == "syslogng" && wants[i].event == "none" {
+				continue // syslog-ng wrote a message's line end as it was
+			}
 			t.Errorf("line %d: no transport found in %q", i+1, line)
 			continue
 		}
@@ -217,7 +257,7 @@ func runCorpus(t *testing.T, p Parser, log, server, transport string) (n tally) 
 // formatOf gives what a parser says of its format: only auto does.
 func formatOf(p Parser, server string) string {
 	if _, ok := p.(*auto); ok {
-		return strings.TrimRight(server, "0123456789")
+		return formatsFor(server)[0]
 	}
 	return ""
 }

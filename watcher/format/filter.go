@@ -52,6 +52,27 @@ func (*courier) mayMatter(line []byte) bool {
 
 func (*cyrus) mayMatter(line []byte) bool { return bytes.Contains(line, []byte("login: ")) }
 
+func (*perdition) mayMatter(line []byte) bool { return bytes.Contains(line, []byte("perdition")) }
+
+func (*imapproxy) mayMatter(line []byte) bool { return bytes.Contains(line, []byte("imapproxyd")) }
+
+func (*solidPOP3D) mayMatter(line []byte) bool { return bytes.Contains(line, []byte("solid-pop3d")) }
+
+// mayMatter of popa3d lets through all that the server logs, for any of it may
+// end a session, and whatever tells a loss.
+func (*popa3d) mayMatter(line []byte) bool {
+	return bytes.Contains(line, []byte("popa3d")) ||
+		bytes.Contains(line, []byte("rsyslogd")) || bytes.Contains(line, []byte("systemd-journald"))
+}
+
+func (*uw) mayMatter(line []byte) bool { return bytes.Contains(line, []byte(" user=")) }
+
+func (*qpopper) mayMatter(line []byte) bool {
+	return bytes.Contains(line, []byte(") POP login by user "))
+}
+
+func (*dbmail) mayMatter(line []byte) bool { return bytes.Contains(line, []byte("login accepted: ")) }
+
 func (a *auto) mayMatter(line []byte) bool { return a.chosen == nil || MayMatter(a.chosen, line) }
 
 func (p *custom) mayMatter(line []byte) bool {

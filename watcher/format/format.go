@@ -2,6 +2,8 @@ package format
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"popgate/internal/relay"
@@ -44,22 +46,37 @@ type Parser interface {
 	Gap()
 }
 
-var names = []string{"auto", "courier", "cyrus", "dovecot"}
+// formats are those New knows, by name.
+var formats = map[string]func() Parser{
+	"auto":        func() Parser { return new(auto) },
+	"courier":     func() Parser { return new(courier) },
+	"cyrus":       func() Parser { return new(cyrus) },
+	"dbmail":      func() Parser { return new(dbmail) },
+	"dovecot":     func() Parser { return new(dovecot) },
+	"imapproxy":   func() Parser { return new(imapproxy) },
+	"perdition":   func() Parser { return new(perdition) },
+	"popa3d":      func() Parser { return new(popa3d) },
+	"qpopper":     func() Parser { return new(qpopper) },
+	"solid-pop3d": func() Parser { return new(solidPOP3D) },
+	"uw":          func() Parser { return new(uw) },
+}
+
+// refused are servers whose logs can't serve, and why.
+var refused = map[string]string{
+	"mailutils": "GNU Mailutils' pop3d and imap4d log no client address with a login, so there is nothing to grant; " +
+		"put a proxy in front that logs it (format: perdition), or use another server",
+}
 
 // Names lists the formats New knows, in alphabetical order.
-func Names() []string { return append([]string(nil), names...) }
+func Names() []string { return slices.Sorted(maps.Keys(formats)) }
 
 // New makes a parser for one source.
 func New(name string) (Parser, error) {
-	switch name {
-	case "dovecot":
-		return new(dovecot), nil
-	case "courier":
-		return new(courier), nil
-	case "cyrus":
-		return new(cyrus), nil
-	case "auto":
-		return new(auto), nil
+	if fresh := formats[name]; fresh != nil {
+		return fresh(), nil
 	}
-	return nil, fmt.Errorf("%q is not a log format popgate reads; choose one of %s", name, strings.Join(names, ", "))
+	if why := refused[name]; why != "" {
+		return nil, fmt.Errorf("%q can't be read: %s", name, why)
+	}
+	return nil, fmt.Errorf("%q is not a log format popgate reads; choose one of %s", name, strings.Join(Names(), ", "))
 }

@@ -165,7 +165,7 @@ func TestAutoKeepsCouriersStateFromBeforeItsChoice(t *testing.T) {
 
 func TestNewNamesTheChoices(t *testing.T) {
 	_, err := New("dovcot")
-	want := `"dovcot" is not a log format popgate reads; choose one of auto, courier, cyrus, dovecot`
+	want := `"dovcot" is not a log format popgate reads; choose one of auto, courier, cyrus, dbmail, dovecot, imapproxy, perdition, popa3d, qpopper, solid-pop3d, uw`
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
