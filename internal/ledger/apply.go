@@ -140,9 +140,7 @@ func (l *Ledger) addSession(key relay.Key, h *holds, c *relay.Change, g *relay.G
 	}
 	s := &session{grant: *g, ceiling: c.Ceiling}
 	s.deadline = now.Mono + remaining(c.Ceiling, g.Login, now)
-	if !g.Operator {
-		l.paired[pairing{g.Source, g.Format, g.Service}] = true
-	}
+	l.witnessed(g)
 	if h == nil {
 		h = &holds{sessions: map[sessionRef]*session{}}
 		if last, ok := l.last(key, nil); ok {
@@ -345,12 +343,12 @@ func (l *Ledger) logout(ev *relay.Event, now relay.Now) Outcome {
 		return Ignored
 	}
 	ref := sessionRef{ev.Source, ev.Session}
-	pair := pairing{ev.Source, ev.Format, ev.Service}
-	if l.seen.take(ref) {
-		l.paired[pair] = true
+	by := pairing{ev.Source, ev.Format, ev.Service}
+	if _, shown := l.paired[by]; !shown {
+		l.unpaired(ref, by, now)
 	}
 	_, held := l.sessions[ref]
-	if !held && !l.paired[pair] {
+	if _, shown := l.paired[by]; !held && !shown {
 		return Ignored
 	}
 	l.closeSession(ref, earlier(ev.Time, now.Wall), now)
@@ -381,7 +379,7 @@ func (l *Ledger) endHolds(source string, at time.Time, older bool, now relay.Now
 		}
 		l.closeSession(ref, at, now)
 	}
-	l.seen.forget(func(ref sessionRef) bool { return ref.source == source })
+	l.unheld.forget(func(ref sessionRef) bool { return ref.source == source })
 }
 
 // put, remove and forget keep the store and the indexes of the bounds together.

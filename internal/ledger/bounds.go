@@ -183,21 +183,22 @@ func (l *Ledger) unindex(g *relay.Grant) {
 	}
 }
 
-// recent is a set that remembers the last n things put into it.
-type recent[K comparable] struct {
+// recent is a map that remembers the last n things put into it.
+type recent[K comparable, V any] struct {
 	max  int
-	in   map[K]bool
+	in   map[K]V
 	ring []K
 	next int
 }
 
-func newRecent[K comparable](n int) *recent[K] { return &recent[K]{max: n, in: map[K]bool{}} }
+func newRecent[K comparable, V any](n int) *recent[K, V] { return &recent[K, V]{max: n, in: map[K]V{}} }
 
-func (r *recent[K]) add(k K) {
-	if r.in[k] {
+func (r *recent[K, V]) add(k K, v V) {
+	_, known := r.in[k]
+	r.in[k] = v
+	if known {
 		return
 	}
-	r.in[k] = true
 	if len(r.ring) < r.max {
 		r.ring = append(r.ring, k)
 		return
@@ -207,14 +208,12 @@ func (r *recent[K]) add(k K) {
 	r.next = (r.next + 1) % r.max
 }
 
-func (r *recent[K]) take(k K) bool {
-	if !r.in[k] {
-		return false
-	}
+func (r *recent[K, V]) take(k K) (V, bool) {
+	v, ok := r.in[k]
 	delete(r.in, k)
-	return true
+	return v, ok
 }
 
-func (r *recent[K]) forget(which func(K) bool) {
-	maps.DeleteFunc(r.in, func(k K, _ bool) bool { return which(k) })
+func (r *recent[K, V]) forget(which func(K) bool) {
+	maps.DeleteFunc(r.in, func(k K, _ V) bool { return which(k) })
 }

@@ -105,20 +105,16 @@ type Ledger struct {
 	sessions map[sessionRef]*session // the same facts, by session
 	closed   map[sessionRef]closing  // sessions known to have ended
 	dead     map[relay.Key]deadGrant // last logins that were revoked: older ones stay displaced
-	seen     *recent[sessionRef]     // logins that did not hold, to notice the first paired logout
-	paired   map[pairing]bool        // sources that have shown a logout of a login they told
-	users    *bounded[string]        // grants of each user, oldest first
-	nets     *bounded[neighbours]    // grants of each user in one IPv6 /64, oldest first
+	paired   map[pairing]relay.Grant // what has been shown a paired logout for, and the last login it let hold
+	unheld   *recent[sessionRef, unheld]
+	strays   *recent[sessionRef, pairing] // logouts read before their login, perhaps
+	users    *bounded[string]             // grants of each user, oldest first
+	nets     *bounded[neighbours]         // grants of each user in one IPv6 /64, oldest first
 	step     clockStep
 	fullEnds atomic.Int64 // on the clock that only runs forward: until when a client may have logged in for nothing
 
 	revocations revocations // its index is read without the lock
 	restoring   bool        // revocations are only noted, and applied all at once
-}
-
-type pairing struct {
-	source, format string
-	service        relay.Service
 }
 
 type deadGrant struct {
@@ -137,8 +133,9 @@ func New(o Options) *Ledger {
 		sessions: map[sessionRef]*session{},
 		closed:   map[sessionRef]closing{},
 		dead:     map[relay.Key]deadGrant{},
-		seen:     newRecent[sessionRef](MaxSessions),
-		paired:   map[pairing]bool{},
+		paired:   map[pairing]relay.Grant{},
+		unheld:   newRecent[sessionRef, unheld](MaxSessions),
+		strays:   newRecent[sessionRef, pairing](maxStrays),
 		users:    newBounded[string](),
 		nets:     newBounded[neighbours](),
 
@@ -225,13 +222,7 @@ func (l *Ledger) login(ev *relay.Event, now, then relay.Now) (Outcome, relay.Gra
 		return Full, relay.Grant{}
 	}
 	c := relay.Change{Kind: relay.ChangeGrant, Grant: g}
-	if ev.Session != "" && r.HoldOpenLogins > 0 {
-		if l.paired[pairing{ev.Source, ev.Format, ev.Service}] {
-			c.Ceiling = wall(at.Add(r.HoldOpenLogins))
-		} else {
-			l.seen.add(sessionRef{ev.Source, ev.Session})
-		}
-	}
+	c.Ceiling = l.ceiling(sessionRef{ev.Source, ev.Session}, pairing{ev.Source, ev.Format, ev.Service}, key, at)
 	if known && before.Live(now) && !g.Newer(&before) && c.Ceiling.IsZero() && !g.Expires.After(before.Expires) {
 		return Older, before
 	}

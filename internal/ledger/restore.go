@@ -30,6 +30,9 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 	var out Restored
 	l.restoring = true
 	for c := range changes {
+		if l.recall(&c, now) {
+			continue
+		}
 		if c.Kind == relay.ChangeGrant && !l.admit(&c, now) {
 			out.Dropped++
 			if l.ahead(&c.Grant, now) {
@@ -106,7 +109,7 @@ func (l *Ledger) ahead(g *relay.Grant, now relay.Now) bool {
 // never held for more than a short while, however large the tables are.
 func (l *Ledger) Snapshot() iter.Seq[relay.Change] {
 	return func(yield func(relay.Change) bool) {
-		for _, part := range []iter.Seq[relay.Change]{l.savedRevocations(), l.savedEnds(), l.savedHolds(), l.savedDead()} {
+		for _, part := range []iter.Seq[relay.Change]{l.savedRevocations(), l.savedPairings, l.savedEnds(), l.savedHolds(), l.savedDead()} {
 			for c := range part {
 				if !yield(c) {
 					return
@@ -229,5 +232,5 @@ func (l *Ledger) Sizes() map[string]int {
 	defer l.mu.Unlock()
 	return map[string]int{"grants": l.store.Len(), "sessions": len(l.sessions), "closed": len(l.closed),
 		"revocations": len(l.revocations.list), "users": len(l.users.owners),
-		"dead": len(l.dead), "unpaired": len(l.seen.in)}
+		"dead": len(l.dead), "unpaired": len(l.unheld.in)}
 }
