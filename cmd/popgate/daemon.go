@@ -230,6 +230,8 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	d.log.Info("ready", "version", version(), "listen", addresses(d.listeners), "sources", d.sources.names())
 	d.env.ready()
+	d.env.supervisor.ready()
+	group.Go(func() error { d.env.supervisor.watch(ctx, func() bool { return d.alive(ctx) }); return nil })
 
 	err := group.Wait()
 	d.sources.wait()

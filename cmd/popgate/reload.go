@@ -25,7 +25,11 @@ func (d *daemon) reloadOnSignal(ctx context.Context) {
 func (d *daemon) reload(ctx context.Context) ([]string, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
-	notes, err := d.swap(ctx)
+	var notes []string
+	err := d.env.supervisor.reload(func() (err error) {
+		notes, err = d.swap(ctx)
+		return err
+	})
 	if err != nil {
 		why := err.Error()
 		d.notice.Store(&why)

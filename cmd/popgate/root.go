@@ -37,6 +37,7 @@ type env struct {
 	storeLie       func(relay.Key, relay.Grant) relay.Grant // for tests: what look-up makes of the grant; nil: the truth
 	hangup         <-chan os.Signal                         // asks the daemon to reload
 	ready          func()                                   // called when the last listener is open
+	supervisor     supervisor                               // who started the daemon and watches it
 }
 
 func processEnv() env {
@@ -49,6 +50,7 @@ func processEnv() env {
 		},
 		storeFault: func() error { return nil },
 		ready:      func() {},
+		supervisor: systemd(),
 	}
 }
 
