@@ -44,6 +44,10 @@ var doors = []*door{
 	},
 }
 
+func doorCalled(name string) *door {
+	return doors[slices.IndexFunc(doors, func(d *door) bool { return d.name == name })]
+}
+
 func wirePostfix(set *setup, lines string) { set.postfix.Main = append(set.postfix.Main, lines) }
 
 func wireDrac(set *setup, lines string) { set.sendmail.M4 = append(set.sendmail.M4, lines) }
@@ -53,7 +57,12 @@ var hasty = strings.NewReplacer("timeout=10s", "timeout=1s", "try_limit=2", "try
 
 // throughEachDoor runs a test on a site for each door.
 func throughEachDoor(t *testing.T, set setup, test func(t *testing.T, s *site)) {
-	for _, d := range doors {
+	through(t, doors, set, test)
+}
+
+// through runs a test on a site for each of some doors.
+func through(t *testing.T, some []*door, set setup, test func(t *testing.T, s *site)) {
+	for _, d := range some {
 		t.Run(d.name, func(t *testing.T) {
 			set, lines := set, d.lines
 			if set.hasty {
@@ -119,6 +128,45 @@ func TestClosedDoorStaysShutAndLocalMailFlowsWhilePopgateIsStopped(t *testing.T)
 		s.relays(t, granted, "popgate back, old connection")
 		turnedAway(t, s.SMTP(t, mallet), "popgate back, stranger")
 		s.onlySubjects(t, "popgate up", "popgate back", "popgate back, old connection")
+	})
+}
+
+// Whom sendmail itself lets relay, popgate is not asked about.
+func TestSendmailsOwnPermissionsHoldAtTheClosedDoorWhilePopgateIsStopped(t *testing.T) {
+	set := setup{sendmail: lab.SendmailOptions{Auth: true, M4: []string{"RELAY_DOMAIN(`192.0.2')", "RELAY_DOMAIN(`friend.test')"}}}
+	through(t, []*door{doorCalled("sendmail Local_check_rcpt")}, set, func(t *testing.T, s *site) {
+		named := lab.NameClient(t, 0, "host.friend.test")
+		var relayed []string
+		for _, state := range []string{"popgate up", "popgate killed"} {
+			for _, from := range []string{"127.0.0.1", "192.0.2.9", named} {
+				subject := state + ", from " + from
+				s.relays(t, s.SMTP(t, from), subject)
+				relayed = append(relayed, subject)
+			}
+			c := s.SMTP(t, mallet)
+			subject := state + ", to a relay domain"
+			if replies := c.Send(subject, "x@friend.test", "x@sub.friend.test"); !replies[0].Is(250) || !replies[1].Is(250) {
+				t.Errorf("%s: %v, want 250", subject, replies)
+			}
+			relayed = append(relayed, subject)
+			want := 550
+			if !s.popgate.Running() {
+				want = 451
+			}
+			for _, rcpt := range []string{"x@remote.test", "x%remote.test@friend.test", "x@friend.test.remote.test", "x@notfriend.test"} {
+				if r := c.Send(state+", stranger", rcpt)[0]; !r.Is(want) {
+					t.Errorf("%s, a stranger to %s: %v, want %d", state, rcpt, r, want)
+				}
+			}
+			if r := c.Auth("alice", lab.Password); !r.Is(235) {
+				t.Fatalf("AUTH: %v", r)
+			}
+			subject = state + ", authenticated"
+			s.relays(t, c, subject)
+			relayed = append(relayed, subject)
+			s.popgate.Kill()
+		}
+		s.onlySubjects(t, relayed...)
 	})
 }
 
@@ -205,10 +253,9 @@ func TestClosedDoorTakesNoNameForAnAddress(t *testing.T) {
 		// Outside the chroot, which has no hosts file.
 		postfix: lab.PostfixOptions{Master: []string{"127.0.0.1:26 inet n - n - - smtpd", "  -o smtpd_peername_lookup=yes"}},
 	}
-	throughEachDoor(t, set, func(t *testing.T, s *site) {
-		if s.exim != nil {
-			t.Skip("contrib's statement for Exim names the address alone")
-		}
+	// contrib's statement for Exim names the address alone.
+	asksForNames := slices.DeleteFunc(slices.Clone(doors), func(d *door) bool { return d.mta == "exim" })
+	through(t, asksForNames, set, func(t *testing.T, s *site) {
 		s.login(t, alice)
 		s.login(t, alice6)
 		port := "25"
@@ -230,7 +277,7 @@ func TestClosedDoorTakesNoNameForAnAddress(t *testing.T) {
 // What contrib and the manual warn of is true: sendmail's drac takes every
 // answer but "not found" for a permission.
 func TestDracWithTemporaryFailuresIsAnOpenRelayWhilePopgateIsStopped(t *testing.T) {
-	d := doors[slices.IndexFunc(doors, func(d *door) bool { return d.name == "sendmail drac" })]
+	d := doorCalled("sendmail drac")
 	trap := strings.Replace(d.lines, "socket ", "socket -T<TMPF> ", 1)
 	if trap == d.lines {
 		t.Fatalf("no map in %q", d.lines)
