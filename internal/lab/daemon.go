@@ -25,8 +25,8 @@ type Daemon struct {
 }
 
 // popgateUser is the user popgate runs as, with the groups the README has it
-// join: the MTA's to hand over its socket, adm to read logs.
-var popgateUser = &syscall.Credential{Uid: uidPopgate, Gid: uidPopgate, Groups: []uint32{uidPostfix, uidExim, gidAdm}}
+// join: the MTA's to hand over its socket, adm and systemd-journal to read logs.
+var popgateUser = &syscall.Credential{Uid: uidPopgate, Gid: uidPopgate, Groups: []uint32{uidPostfix, uidExim, gidAdm, gidJournal}}
 
 // Popgate writes the configuration, starts popgate and waits until it is
 // ready. The test must have been started by WithDaemon.

@@ -18,6 +18,7 @@ type DovecotOptions struct {
 	Syslog bool     // log through /dev/log to MailLog; else Dovecot writes DovecotLog itself
 	Extra  []string // lines at the end of dovecot.conf
 	Users  []string // further users
+	Unit   string   // the systemd unit it runs in; the host must have a Journal
 }
 
 // Dovecot is the host's Dovecot 2.3: POP3 on port 110, IMAP on port 143 of
@@ -90,7 +91,7 @@ func (h *Host) Dovecot(t testing.TB, o DovecotOptions) *Dovecot {
 			t.Fatal(err)
 		}
 	}
-	d := &Dovecot{h.start(t, "/usr/sbin/dovecot", "-F", "-c", "/etc/dovecot/dovecot.conf")}
+	d := &Dovecot{h.startIn(t, o.Unit, "/usr/sbin/dovecot", "-F", "-c", "/etc/dovecot/dovecot.conf")}
 	waitGreeting(t, d.Program, "127.0.0.1:110", "[::1]:110", "127.0.0.1:143", "[::1]:143")
 	return d
 }

@@ -20,7 +20,8 @@ type Host struct {
 	Local  *Sink // where mail for this site's users ends
 	Syslog *Syslog
 
-	logs []namedLog // shown when the test fails
+	journal *Journal   // nil: /dev/log leads to Syslog
+	logs    []namedLog // shown when the test fails
 }
 
 type namedLog struct {
@@ -155,6 +156,7 @@ const (
 	uidVmail
 	uidPopgate
 	uidExim
+	gidJournal
 
 	gidAdm = 4 // as on every Debian
 )
@@ -169,7 +171,7 @@ func accounts() error {
 		fmt.Fprintf(&passwd, "%s:x:%d:%d::/nonexistent:/usr/sbin/nologin\n", a.name, a.id, a.id)
 		fmt.Fprintf(&group, "%s:x:%d:\n", a.name, a.id)
 	}
-	fmt.Fprintf(&group, "postdrop:x:%d:\n", gidPostdrop)
+	fmt.Fprintf(&group, "postdrop:x:%d:\nsystemd-journal:x:%d:\n", gidPostdrop, gidJournal)
 	// First come, first found: a system Postfix's own lines don't matter.
 	return errors.Join(prepend("/etc/passwd", passwd.String()), prepend("/etc/group", group.String()),
 		os.WriteFile("/etc/nsswitch.conf", []byte("passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\naliases: files\n"), 0o644),

@@ -31,10 +31,36 @@ func (h *Host) start(t testing.TB, name string, args ...string) *Program {
 // startAs starts a server as somebody; nil is root.
 func (h *Host) startAs(t testing.TB, who *syscall.Credential, name string, args ...string) *Program {
 	t.Helper()
-	p := &Program{Output: newLog(), cmd: exec.Command(name, args...), gone: make(chan struct{})}
+	cmd := exec.Command(name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who}
+	return h.launch(t, cmd)
+}
+
+// startIn starts a server as root in a systemd unit; the host must have a
+// Journal. Without a unit it is just started.
+func (h *Host) startIn(t testing.TB, unit, name string, args ...string) *Program {
+	t.Helper()
+	if unit == "" {
+		return h.start(t, name, args...)
+	}
+	group := h.journal.unit(t, unit)
+	defer group.Close()
+	cmd := exec.Command(name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	return h.launch(t, cmd)
+}
+
+// launch starts a server. Its output is the lab's; without an environment of
+// its own it has the test's.
+func (h *Host) launch(t testing.TB, cmd *exec.Cmd) *Program {
+	t.Helper()
+	p := &Program{Output: newLog(), cmd: cmd, gone: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.Output, p.Output
-	p.cmd.Env = append(os.Environ(), "LC_ALL=C")
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: who}
+	if p.cmd.Env == nil {
+		p.cmd.Env = os.Environ()
+	}
+	p.cmd.Env = append(p.cmd.Env, "LC_ALL=C")
+	p.cmd.SysProcAttr.Setpgid = true
 	// Children may keep the output open after the server's own end.
 	p.cmd.WaitDelay = 100 * time.Millisecond
 	if err := p.cmd.Start(); err != nil {
@@ -42,7 +68,7 @@ func (h *Host) startAs(t testing.TB, who *syscall.Credential, name string, args 
 	}
 	go func() { p.cmd.Wait(); close(p.gone) }()
 	t.Cleanup(func() { p.Kill() })
-	h.keep(name, p.Output.String)
+	h.keep(cmd.Path, p.Output.String)
 	return p
 }
 
