@@ -30,13 +30,17 @@ const (
 	Gap                  // one or more lines may be missing here
 	CaughtUp             // everything there was to read has been handed over
 	Down                 // the source can't be read at the moment; Err says why. CaughtUp ends it
+	Ended                // nothing more comes of this Stream
+	Refused              // somebody sent who may not, or what nobody may; Err says who and why. It changes nothing else
+	Told                 // the source was told by others: Event, unless it concerns no grant
 )
 
 // Record is one thing a source has to tell.
 type Record struct {
 	Kind    Kind
-	Text    []byte    // Line: without its newline; good until the next record
-	Arrived time.Time // when it was read
+	Text    []byte       // Line: without its newline; good until the next record
+	Event   *relay.Event // Told: all of it but Source, Format and Live; nil: it concerns no grant
+	Arrived time.Time    // when it was read
 	// Live says that the line was seen being written. A line that was already
 	// there when its file was opened may be of any age, whatever its stamp
 	// says: a stamp without a year comes round again.
@@ -46,9 +50,17 @@ type Record struct {
 	// be ruled out: nobody can tell any more who did not log in. Without it, all
 	// there was has been read as far as can be told.
 	Lost   bool
-	Unread int64  // Lost: how many bytes, if that is known
-	Unit   string // the trusted unit it came from, where the source knows one
-	Err    error  // Down: where, what, and what would be right
+	Unread int64 // Lost: how many bytes, if that is known
+	// Stream tells apart what several senders wrote side by side, so that each
+	// is understood by itself. 0 where the order of the source is that of the
+	// log; a Gap of stream 0 is one in every stream.
+	Stream uint64
+	// Withheld says of a Line that only its being there counts, and not what it
+	// says: its end may have been cut off on the way.
+	Withheld bool
+	Times    uint64 // Refused: how often
+	Unit     string // the trusted unit it came from, where the source knows one
+	Err      error  // Down: where, what, and what would be right
 }
 
 // Source is one place logins are read from. Its records are read by one

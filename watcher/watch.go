@@ -23,16 +23,20 @@ type Ledger interface {
 
 // Options are what Watch needs beside the source.
 type Options struct {
-	Format   string         // the format's name, for events
-	Parser   format.Parser  // of this source alone
-	TimeZone *time.Location // of stamps that name none; nil is the machine's
-	From     relay.Position // where an earlier reading got to; zero: none
-	Since    time.Time      // without a place to go on from: how far back lines matter
-	Ledger   Ledger         //
+	Format string        // the format's name, for events
+	Parser format.Parser // of this source alone
+	// NewParser makes a parser for one stream of a source that has several;
+	// nil: it has but one.
+	NewParser func() format.Parser
+	TimeZone  *time.Location // of stamps that name none; nil is the machine's
+	From      relay.Position // where an earlier reading got to; zero: none
+	Since     time.Time      // without a place to go on from: how far back lines matter
+	Ledger    Ledger         //
 	// Report is told of health at each change of status and when lines were
 	// passed over, else at most each second. One call ends before the next begins, and reading waits for it.
-	Report   func(relay.SourceState) // nil: nobody asks
-	Unparsed func(line []byte)       // a line that looks like a login and is none; nil: nobody asks
+	Report   func(relay.SourceState)       // nil: nobody asks
+	Unparsed func(line []byte)             // a line that looks like a login and is none; nil: nobody asks
+	Refused  func(why error, times uint64) // something was sent that doesn't count; nil: nobody asks
 }
 
 const (
@@ -64,7 +68,7 @@ func Watch(ctx context.Context, src Source, o Options) {
 			return
 		}
 		w.health.status(relay.SourceDown, errEnded.Error())
-		w.gap(time.Now())
+		w.gap(0, time.Now())
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -76,6 +80,7 @@ func Watch(ctx context.Context, src Source, o Options) {
 type watch struct {
 	Options
 	name     string
+	streams  map[uint64]format.Parser // of those that are not 0
 	health   *health
 	message  format.Message // of the present line
 	lines    uint64         // since health was last told
@@ -88,8 +93,10 @@ func (w *watch) record(r *Record) {
 	switch r.Kind {
 	case Line:
 		w.line(r)
+	case Told:
+		w.told(r)
 	case Gap:
-		w.gap(r.Arrived)
+		w.gap(r.Stream, r.Arrived)
 		if r.Lost {
 			w.health.missed(r.Unread)
 		}
@@ -99,6 +106,12 @@ func (w *watch) record(r *Record) {
 	case Down:
 		w.flush()
 		w.health.status(relay.SourceDown, r.Err.Error())
+	case Ended:
+		delete(w.streams, r.Stream)
+	case Refused:
+		if w.Refused != nil {
+			w.Refused(r.Err, r.Times)
+		}
 	}
 	if !r.Position.IsZero() {
 		w.From = r.Position
@@ -106,8 +119,31 @@ func (w *watch) record(r *Record) {
 	}
 }
 
-func (w *watch) gap(at time.Time) {
-	w.Parser.Gap()
+// parser gives the parser of a stream. A new one's knows nothing of what was
+// written before.
+func (w *watch) parser(stream uint64) format.Parser {
+	if stream == 0 || w.NewParser == nil {
+		return w.Parser
+	}
+	p := w.streams[stream]
+	if p == nil {
+		if w.streams == nil {
+			w.streams = make(map[uint64]format.Parser)
+		}
+		p = w.NewParser()
+		p.Gap()
+		w.streams[stream] = p
+	}
+	return p
+}
+
+func (w *watch) gap(stream uint64, at time.Time) {
+	w.parser(stream).Gap()
+	if stream == 0 {
+		for _, p := range w.streams {
+			p.Gap()
+		}
+	}
 	w.Ledger.Gap(w.name, at)
 	w.health.change(func(s *relay.SourceState) { s.Gaps++ })
 }
@@ -120,10 +156,14 @@ func (w *watch) line(r *Record) {
 		w.flush()
 		w.health.behind(w.lag(r))
 	}
-	if !format.MayMatter(w.Parser, r.Text) || !format.Split(r.Text, &w.message) {
+	p := w.parser(r.Stream)
+	if !format.MayMatter(p, r.Text) || !format.Split(r.Text, &w.message) {
 		return
 	}
-	ev, result := w.Parser.Parse(&w.message)
+	if r.Withheld {
+		w.message.Withheld, w.message.Text = true, nil
+	}
+	ev, result := p.Parse(&w.message)
 	switch result {
 	case format.Login, format.Logout, format.Restart:
 		if w.date(&ev, r) {
@@ -136,6 +176,16 @@ func (w *watch) line(r *Record) {
 		if w.Unparsed != nil {
 			w.Unparsed(r.Text)
 		}
+	}
+}
+
+// told takes what no line tells.
+func (w *watch) told(r *Record) {
+	w.lines++
+	w.last = r.Arrived
+	w.flush()
+	if r.Event != nil {
+		w.event(*r.Event, r)
 	}
 }
 

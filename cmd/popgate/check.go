@@ -159,6 +159,10 @@ func (k *checker) socket(path string) error {
 func (k *checker) sources(cfg *config.Config) {
 	for _, s := range cfg.Sources {
 		what := "source " + s.Name
+		if s.Kind == config.KindSyslog {
+			k.syslog(what, &s)
+			continue
+		}
 		info, err := os.Stat(s.Path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

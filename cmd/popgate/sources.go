@@ -24,6 +24,7 @@ type plan struct {
 	custom *config.Format // nil: a format popgate brings
 	source watcher.Source
 	parser format.Parser
+	fresh  func() format.Parser // one more, for a stream of the source
 }
 
 // planSources makes every source's reader and parser. Its errors name the
@@ -35,25 +36,39 @@ func planSources(file string, cfg *config.Config) ([]plan, error) {
 			return config.Error{File: file, Line: line, Key: fmt.Sprintf("sources[%d]", i), Text: text}
 		}
 		p := plan{config: s}
-		if s.Kind != config.KindFile {
-			return nil, refuse(s.Line, "this release of popgate reads files only; write `file: /var/log/mail.log`, or wherever the POP/IMAP server logs")
-		}
-		p.source = named{watcher.NewFile(s.Path, s.Location), s.Name}
 		line := s.Line
 		var err error
 		if j := slices.IndexFunc(cfg.Formats, func(f config.Format) bool { return f.Name == s.Format }); j >= 0 {
 			p.custom = &cfg.Formats[j]
 			line = p.custom.Line
-			p.parser, err = customParser(p.custom)
-		} else {
-			p.parser, err = format.New(s.Format)
 		}
-		if err != nil {
+		// Whether the format can be read has been seen when one more is made.
+		p.fresh = func() format.Parser { fresh, _ := p.newParser(); return fresh }
+		if p.parser, err = p.newParser(); err != nil {
 			return nil, refuse(line, err.Error())
 		}
+		switch s.Kind {
+		case config.KindFile:
+			p.source = watcher.NewFile(s.Path, s.Location)
+		case config.KindSyslog:
+			if p.source, err = planSyslog(&s, p.custom != nil); err != nil {
+				return nil, refuse(s.Line, err.Error())
+			}
+		default:
+			return nil, refuse(s.Line, "this release of popgate reads files and syslog only; write `file: /var/log/mail.log`, or wherever the POP/IMAP server logs")
+		}
+		p.source = named{p.source, s.Name}
 		plans = append(plans, p)
 	}
 	return plans, nil
+}
+
+// newParser makes a parser of the source's format.
+func (p *plan) newParser() (format.Parser, error) {
+	if p.custom != nil {
+		return customParser(p.custom)
+	}
+	return format.New(p.config.Format)
 }
 
 func customParser(f *config.Format) (format.Parser, error) {
@@ -143,9 +158,9 @@ func (s *sources) launch(r *runningSource) {
 	from := s.positions[name]
 	s.place.Unlock()
 	options := watcher.Options{
-		Format: r.plan.config.Format, Parser: r.plan.parser, TimeZone: r.plan.config.Location,
+		Format: r.plan.config.Format, Parser: r.plan.parser, NewParser: r.plan.fresh, TimeZone: r.plan.config.Location,
 		From: from, Since: s.since,
-		Ledger: s, Report: s.report(name), Unparsed: s.unparsed(name),
+		Ledger: s, Report: s.report(name), Unparsed: s.unparsed(name), Refused: s.refused(name),
 	}
 	go func() {
 		defer close(r.done)
@@ -281,6 +296,20 @@ func (s *sources) unparsed(name string) func([]byte) {
 		if first || now-last >= time.Hour {
 			first, last = false, now
 			s.d.log.Warn("a line looks like a login and could not be parsed; see popgate test-log --unparsed", "source", name, "line", clip(line))
+		}
+	}
+}
+
+// refused tells the log now and then who was turned away.
+func (s *sources) refused(name string) func(error, uint64) {
+	var last time.Duration
+	var times uint64
+	first := true
+	return func(why error, more uint64) {
+		times += more
+		if now := s.d.env.now().Mono; first || now-last >= time.Minute {
+			first, last = false, now
+			s.d.log.Warn("something sent to a source does not count", "source", name, "why", why, "times", times)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 
 // Address is where a listener listens. The zero Address is none.
 type Address struct {
-	Network string // unix, tcp, tcp4, tcp6, udp or tls
+	Network string // unix, tcp, tcp4, tcp6; of syslog sources also unix-stream, udp, tls
 	Address string // a path, or host:port with a literal host
 	Text    string // as the file has it
 }
@@ -23,12 +23,15 @@ func (a Address) String() string { return a.Text }
 
 // OffLoopback says whether another host can reach the listener.
 func (a Address) OffLoopback() bool {
-	if a.Network == "unix" || a.IsZero() {
+	if a.local() || a.IsZero() {
 		return false
 	}
 	ap, err := netip.ParseAddrPort(a.Address)
 	return err != nil || !ap.Addr().Unmap().IsLoopback()
 }
+
+// local says whether the listener is a socket in the file system.
+func (a Address) local() bool { return a.Network == "unix" || a.Network == "unix-stream" }
 
 // equal says whether two addresses mean the same, however they are written.
 func (a Address) equal(b Address) bool { return a.Network == b.Network && a.Address == b.Address }

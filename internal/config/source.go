@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -29,6 +30,8 @@ type Source struct {
 
 	Path     string         // file
 	Units    []string       // journal
+	Programs []string       // journal: the programs of the units that write logins; empty: those of the format
+	Users    []string       // journal: who runs them, by name or number; empty: as the format has it
 	Listen   Address        // syslog, push
 	Zone     string         // time_zone as written; empty: local time
 	Location *time.Location // of stamps without a zone; never nil
@@ -83,6 +86,8 @@ var sourceOptions = []struct {
 	key   string
 	kinds []string
 }{
+	{"programs", []string{KindJournal}},
+	{"users", []string{KindJournal}},
 	{"time_zone", []string{KindFile, KindSyslog}},
 	{"allow", []string{KindSyslog, KindPush}},
 	{"hosts", []string{KindSyslog}},
@@ -117,6 +122,8 @@ func (s *Source) read(v value) bool {
 		field{KindSyslog, func(v value) { v.syslogAddress(&s.Listen) }},
 		field{KindPush, func(v value) { v.address(&s.Listen) }},
 		field{"format", func(v value) { s.Format, _ = v.text(); s.formatAt = v.n.Line }},
+		field{"programs", func(v value) { v.names(&s.Programs, value.program) }},
+		field{"users", func(v value) { v.names(&s.Users, value.account) }},
 		field{"name", func(v value) { s.Name = v.sourceName() }},
 		field{"time_zone", func(v value) { s.readZone(v) }},
 		field{"allow", func(v value) { v.networks(&s.Allow, value.connecting) }},
@@ -261,6 +268,25 @@ func (v value) unit(s string) bool {
 		v.fail("%q is not the name of a unit; write one as dovecot.service", clip(s))
 	}
 	return false
+}
+
+// program takes a path as /proc/PID/exe would give it.
+func (v value) program(s string) bool {
+	if !filepath.IsAbs(s) || filepath.Clean(s) != s {
+		v.fail("%q is not the full path of a program; write one as /usr/sbin/perdition.imap4", clip(s))
+		return false
+	}
+	return true
+}
+
+var accountName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
+
+func (v value) account(s string) bool {
+	if !accountName.MatchString(s) {
+		v.fail("%q is not the name or the number of a user", clip(s))
+		return false
+	}
+	return true
 }
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,255}$`)

@@ -19,6 +19,7 @@ const MailLog = "/var/log/mail.log"
 type Syslog struct {
 	name string
 	all  *Log // everything since the start, whatever became of the file
+	conn *net.UnixConn
 
 	mu   sync.Mutex
 	file *os.File
@@ -33,7 +34,7 @@ func newSyslog(t testing.TB, name string) *Syslog {
 	if err := os.Chmod("/dev/log", 0o666); err != nil {
 		t.Fatal(err)
 	}
-	s := &Syslog{name: name, all: newLog()}
+	s := &Syslog{name: name, all: newLog(), conn: conn}
 	makeLog(t, MailLog)
 	s.open(t)
 	var reader sync.WaitGroup
@@ -49,6 +50,18 @@ func newSyslog(t testing.TB, name string) *Syslog {
 	})
 	t.Cleanup(func() { conn.Close(); reader.Wait() })
 	return s
+}
+
+// leave makes room for another reader of /dev/log. Programs that had it open
+// open it anew when nobody reads there any more.
+func (s *Syslog) leave() error {
+	if err := s.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	if err := os.Remove("/dev/log"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // String gives everything that was logged.

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"popgate/internal/config"
+	"popgate/watcher"
+)
+
+// alone are the formats whose lines are each understood by themselves, and
+// don't read like a login when their end is cut off. Of the others nothing may
+// be lost or change places on the way without notice.
+var alone = []string{"cyrus", "dovecot"}
+
+// planSyslog makes a syslog source, or says why the format can't be read that
+// way.
+func planSyslog(s *config.Source, custom bool) (watcher.Source, error) {
+	safe := slices.Contains(alone, s.Format)
+	if !safe && !custom {
+		switch s.Listen.Network {
+		case "udp":
+			return nil, fmt.Errorf("%s over udp: a datagram that is lost makes the next one look like a login; send it over tls, tcp or unix-stream%s", s.Format, orNamed(s.Format))
+		case "unix":
+			return nil, fmt.Errorf("%s over unix: a datagram that the sender drops makes the next one look like a login; send it over unix-stream, tls or tcp%s", s.Format, orNamed(s.Format))
+		}
+	}
+	if s.Listen.Network == "unix" && s.Listen.Address == "/dev/log" {
+		return nil, errors.New("/dev/log is where this host's syslog daemon listens; have it send to a socket of popgate's own, such as unix:/run/popgate/log.sock")
+	}
+	o := watcher.SyslogOptions{
+		Network: s.Listen.Network, Address: s.Listen.Address,
+		Allow: s.Allow, Hosts: s.Hosts, PeerUIDs: s.PeerUIDs,
+		Ordered: !safe && !custom, Cut: !safe,
+	}
+	if s.TLS != nil {
+		o.TLS = watcher.SyslogTLS{Cert: s.TLS.Cert, Key: s.TLS.Key, ClientCA: s.TLS.ClientCA, Names: s.TLS.Names}
+	}
+	return watcher.NewSyslog(o), nil
+}
+
+// orNamed has auto, which might turn out to be Courier, made definite.
+func orNamed(format string) string {
+	if format == "auto" {
+		return ", or write dovecot or cyrus if that is what it is"
+	}
+	return ""
+}
+
+// syslog says who could forge a login that a syslog source takes.
+func (k *checker) syslog(what string, s *config.Source) {
+	var who string
+	switch s.Listen.Network {
+	case "udp":
+		who = "by whoever can send a datagram that bears an allowed address, and by every local user of the hosts that send; use tls with client_ca, or let nobody else's datagrams reach the port"
+	case "tcp":
+		who = "by every local user of the hosts that may send, and by whoever sits on the network between; use tls with client_ca"
+	case "tls":
+		who = "by every local user of the hosts whose certificates count, unless their syslog daemon sends only what the server itself has written; docs/syslog.md shows how"
+		if s.TLS.ClientCA == "" {
+			who = "by whoever can connect: no certificate is asked for; add client_ca"
+		}
+	default:
+		who = "by every local user, unless the syslog daemon that sends to it sends only what the server itself has written; docs/syslog.md shows how, or read the journal"
+	}
+	k.warn(what, "logins can be forged "+who)
+}
