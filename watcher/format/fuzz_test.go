@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -86,7 +88,8 @@ func FuzzSplit(f *testing.F) {
 				t.Errorf("%q: stamp %v lies after the arrival", line, at)
 			}
 		}
-		for _, p := range []Parser{new(dovecot), new(courier), new(cyrus)} {
+		for _, name := range Names() {
+			p, _ := New(name)
 			if ok && !MayMatter(p, line) {
 				if e, result := p.Parse(&m); result != None {
 					t.Errorf("%q: %T ruled it out, but it is %v %+v", line, p, result, e)
@@ -251,6 +254,101 @@ func FuzzCourier(f *testing.F) {
 			stamp := Stamp{text: fmt.Appendf(nil, "%d000000", r.second), form: micros}
 			e, result := p.Parse(&Message{Stamp: stamp, Tag: []byte(r.tag), Text: []byte(r.text)})
 			agree(t, r.tag+": "+r.text, e, result, want[i])
+		}
+	})
+}
+
+// others are the formats whose lines need no memory, apart from the large ones.
+var others = []string{"dbmail", "imapproxy", "perdition", "qpopper", "solid-pop3d", "uw"}
+
+func FuzzOthers(f *testing.F) {
+	for _, server := range []string{"misc", "solidpop3d", "uw", "qpopper"} {
+		eachMessage(f, server, func(m *Message) { f.Add(string(m.Tag), string(m.PID), string(m.Text)) })
+	}
+	add := func(format, line string) {
+		var m Message
+		if slices.Contains(others, format) && Split([]byte(head+line), &m) {
+			f.Add(string(m.Tag), string(m.PID), string(m.Text))
+		}
+	}
+	for _, a := range attacks {
+		for _, line := range a.lines {
+			add(a.format, line)
+		}
+	}
+	for _, l := range slices.Concat(logins, popLogins) {
+		add(l.format, l.line)
+	}
+	for _, line := range []string{
+		`perdition.managesieve: Closing session: 192.0.2.7:5->192.0.2.1:4190 authorisation_id="carol" authentication_id="bob" received=10 sent=20`,
+		`imapproxyd: LOGOUT: '"bob"' from server sd [12]`, `imapproxyd: LOGOUT: 'bob' from server sd [12]`,
+		"solid-pop3d[7]: autologout time elapsed for mapped user bob - 2001:db8::7",
+		"imapd[7]: Logout user=??? host=[192.0.2.7]", "ipop3d[7]: Logout user=bob host=a [192.0.2.7] nmsgs=1 ndele=1",
+	} {
+		tag, _, _ := strings.Cut(line, ":")
+		tag, _, _ = strings.Cut(tag, "[")
+		f.Add(tag, "7", line[strings.Index(line, ": ")+2:])
+	}
+	f.Fuzz(func(t *testing.T, tag, pid, text string) {
+		for _, name := range others {
+			p, err := New(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, result := p.Parse(&Message{Transport: Syslog, Tag: []byte(tag), PID: []byte(pid), Text: []byte(text)})
+			agree(t, name+": "+tag+": "+text, e, result, oracleOther(name, tag, pid, text))
+		}
+	})
+}
+
+// FuzzPopa3d reads logs: each line is "second pid text", and "gap" is one.
+func FuzzPopa3d(f *testing.F) {
+	var seed []string
+	second := 0
+	eachLine(f, "testdata/popa3d/popa3d-syslog.log", func(line []byte) {
+		var m Message
+		if Split(line, &m) {
+			second++
+			seed = append(seed, fmt.Sprintf("%d %s %s", second, m.PID, m.Text))
+		}
+	})
+	f.Add(strings.Join(seed, "\n"))
+	for _, a := range attacks {
+		if a.format == "popa3d" {
+			text := strings.NewReplacer("popa3d[", "1 ", "]: ", " ").Replace(strings.Join(a.lines, "\n"))
+			f.Add(text)
+		}
+	}
+	f.Add("1 7 Session from 192.0.2.7\n2 8 Session from 192.0.2.8\n3 7 pam_x: y\n601 7 Authentication passed for bob\n700 8 Authentication passed for bob")
+	f.Fuzz(func(t *testing.T, input string) {
+		var log []popa3dRecord
+		gap := false
+		for line := range strings.Lines(input) {
+			line = strings.TrimSuffix(line, "\n")
+			stamp, rest, _ := strings.Cut(line, " ")
+			pid, text, _ := strings.Cut(rest, " ")
+			second, err1 := strconv.ParseUint(stamp, 10, 30)
+			n, err2 := strconv.ParseUint(pid, 10, 22)
+			if err1 != nil || err2 != nil {
+				gap = gap || line == "gap"
+				continue
+			}
+			log = append(log, popa3dRecord{int(second), int(n), text, gap})
+			gap = false
+		}
+		if len(log) > maxPopa3dSessions {
+			return
+		}
+		p := new(popa3d)
+		for i, r := range log {
+			if r.gap {
+				p.Gap()
+			}
+			e, result := p.Parse(&Message{
+				Stamp: Stamp{text: fmt.Appendf(nil, "%d000000", r.second), form: micros},
+				Host:  []byte("mx1"), Tag: []byte("popa3d"), PID: fmt.Append(nil, r.pid), Text: []byte(r.text),
+			})
+			agree(t, r.text, e, result, oraclePopa3d(log, i))
 		}
 	})
 }

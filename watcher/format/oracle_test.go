@@ -227,3 +227,157 @@ func oracleAdmitted(log []courierRecord, i int, from netip.AddrPort) bool {
 	}
 	return any && (own || !strict)
 }
+
+const reHostPort = `([0-9a-fA-F.:]+):([0-9]+)`
+
+// oracleForms are the shapes of servers that need no memory. The groups
+// A and P are address and port, B and Q those of the server, U or V the user, I
+// another identity, H the host and M the mechanism.
+var oracleForms = []struct {
+	format, tag string
+	kind        relay.EventKind
+	service     relay.Service
+	session     string // what makes it: port, pid
+	re          *regexp.Regexp
+	most        int // bytes of a message
+}{
+	{"perdition", `perdition(?:\.(?:pop3|imap4)s?|\.imaps|\.managesieve)?`, relay.Login, relay.POP3, "port",
+		anchored(oraclePerdition(`POP3S?`)), 399},
+	{"perdition", `perdition(?:\.(?:pop3|imap4)s?|\.imaps|\.managesieve)?`, relay.Login, relay.IMAP, "port",
+		anchored(oraclePerdition(`IMAP4S?`)), 399},
+	{"perdition", `perdition(?:\.(?:pop3|imap4)s?|\.imaps|\.managesieve)?`, relay.Login, relay.Sieve, "port",
+		anchored(oraclePerdition(`MANAGESIEVE`)), 399},
+	{"perdition", `perdition`, relay.Logout, relay.ServiceUnknown, "port", anchored(oraclePerditionEnd), 1 << 20},
+	{"perdition", `perdition\.pop3s?`, relay.Logout, relay.POP3, "port", anchored(oraclePerditionEnd), 1 << 20},
+	{"perdition", `perdition\.(?:imap4s?|imaps)`, relay.Logout, relay.IMAP, "port", anchored(oraclePerditionEnd), 1 << 20},
+	{"perdition", `perdition\.managesieve`, relay.Logout, relay.Sieve, "port", anchored(oraclePerditionEnd), 1 << 20},
+	{"imapproxy", `imapproxyd`, relay.Login, relay.IMAP, "",
+		anchored(`LOGIN: '(?:"(?P<U>[^ "'\\]*)"|(?P<V>[^ "'\\]+))' \(` + oracleNamed(reHostPort) + `\) on (?:new|existing) sd \[[0-9]+\]`), 199},
+	{"imapproxy", `imapproxyd`, relay.Logout, relay.IMAP, "",
+		anchored(`LOGOUT: '(?:"(?P<U>[^ "'\\]*)"|(?P<V>[^ "'\\]+))' from server sd \[[0-9]+\]`), 1 << 20},
+	{"solid-pop3d", `solid-pop3d`, relay.Login, relay.POP3, "pid",
+		anchored(`(?:mapped )?user (?P<U>[^ ]{1,39}) authenticated (?:through APOP )?- (?P<A>[0-9a-fA-F.:]+)`), 1 << 20},
+	{"solid-pop3d", `solid-pop3d`, relay.Logout, relay.POP3, "pid",
+		anchored(`(?:session ended|autologout time elapsed) for (?:mapped )?user (?P<U>[^ ]{1,39}) - (?P<A>[0-9a-fA-F.:]+)`), 1 << 20},
+	{"uw", `imapd`, relay.Login, relay.IMAP, "pid", anchored(`Login user=` + oracleUW), 1 << 20},
+	{"uw", `imapd`, relay.Login, relay.IMAP, "pid", anchored(`Authenticated user=` + oracleUW + `(?: mech=(?P<M>[A-Za-z0-9._-]+))?`), 1 << 20},
+	{"uw", `ipop3d`, relay.Login, relay.POP3, "pid", anchored(`(?:Login|Auth|APOP) user=` + oracleUW + `(?: no mailbox| nmsgs=[0-9]+/[0-9]+)`), 1 << 20},
+	{"uw", `imapd`, relay.Logout, relay.IMAP, "pid", anchored(`Logout user=` + oracleUW + `(?: nmsgs=[0-9]+ ndele=[0-9]+)?`), 1 << 20},
+	{"uw", `ipop3d`, relay.Logout, relay.POP3, "pid", anchored(`Logout user=` + oracleUW + `(?: nmsgs=[0-9]+ ndele=[0-9]+)?`), 1 << 20},
+	{"qpopper", `(?:in\.)?q?popper`, relay.Login, relay.POP3, "",
+		anchored(`\(v[A-Za-z0-9.+~-]+\) POP login by user "(?P<U>[^"]+)" at \([A-Za-z0-9._:-]+\) (?P<A>[0-9a-fA-F.:]+)(?: \[[A-Za-z0-9._/-]+:[0-9]+\])?`), 399},
+	{"dbmail", `dbmail/imap4d`, relay.Login, relay.IMAP, "",
+		anchored(`Notice:\[imap\] dbmail_imap_session_handle_auth\(\+[0-9]+\): \[0x[0-9a-z]+\] login accepted: id \[[0-9]+\] user \[(?P<U>[^\]]+)\] from \[` + oracleNamed(reHostPort) + `\]`), 1 << 20},
+}
+
+func oracleNamed(hostPort string) string {
+	return strings.Replace(strings.Replace(hostPort, "(", "(?P<A>", 1), "([0-9]+)", "(?P<P>[0-9]+)", 1)
+}
+
+func oraclePerdition(protocol string) string {
+	return `Auth: ` + oracleNamed(reHostPort) + `->(?P<B>[0-9a-fA-F.:]+):(?P<Q>[0-9]+) client-secure=[a-z0-9]+ ` + oracleIDs +
+		` server="` + reDest + `" protocol=` + protocol + ` server-secure=[a-z0-9]+ status="ok"`
+}
+
+var (
+	oracleIDs          = `authorisation_id=(?:NONE|"(?P<I>[^"]+)") authentication_id="(?P<U>[^"]+)"`
+	oraclePerditionEnd = `Closing session: ` + oracleNamed(reHostPort) + `->(?P<B>[0-9a-fA-F.:]+):(?P<Q>[0-9]+) ` + oracleIDs + ` received=[0-9]+ sent=[0-9]+`
+	oracleUW           = `(?P<U>[^ ]{1,79}) host=(?P<H>(?:[A-Za-z0-9._-]+ )?\[(?P<A>[0-9a-fA-F.:]+)\])`
+)
+
+// oracleOther gives the event of a message of one of those servers.
+func oracleOther(format, tag, pid, text string) relay.Event {
+	for _, form := range oracleForms {
+		if form.format != format || !anchored(form.tag).MatchString(tag) || len(text) > form.most {
+			continue
+		}
+		g := form.re.FindStringSubmatch(text)
+		if g == nil {
+			continue
+		}
+		if e, ok := oracleFormEvent(form.re, g, pid, form.session); ok {
+			e.Kind, e.Service = form.kind, form.service
+			if e.Kind == relay.Login && oracleAnonymous(e.User, oracleGroup(form.re, g, "M")) || e.Kind == relay.Logout && e.User == "???" {
+				return relay.Event{}
+			}
+			return e
+		}
+	}
+	return relay.Event{}
+}
+
+// oracleGroup gives what a named group caught.
+func oracleGroup(re *regexp.Regexp, g []string, name string) string {
+	if i := re.SubexpIndex(name); i >= 0 {
+		return g[i]
+	}
+	return ""
+}
+
+func oracleFormEvent(re *regexp.Regexp, g []string, pid, session string) (relay.Event, bool) {
+	get := func(name string) string { return oracleGroup(re, g, name) }
+	e := relay.Event{User: get("U") + get("V")}
+	if !oracleUser(e.User) || get("I") != "" && !oracleUser(get("I")) || len(get("H")) > 80 {
+		return e, false
+	}
+	port := get("P")
+	if re.SubexpIndex("A") < 0 {
+		return e, true
+	}
+	if port == "" {
+		port = "0"
+	}
+	from, ok := oracleOrigin(get("A"), port)
+	if !ok {
+		return e, false
+	}
+	if re.SubexpIndex("B") >= 0 {
+		if _, ok := oracleOrigin(get("B"), get("Q")); !ok {
+			return e, false
+		}
+	}
+	e.Client = from.Addr()
+	switch {
+	case session == "port":
+		e.Session = from.String()
+	case session == "pid" && pid != "":
+		e.Session = pid + "/" + e.Client.String()
+	}
+	return e, true
+}
+
+var (
+	oraclePopa3dFrom   = anchored(`Session from ` + reAddr)
+	oraclePopa3dPassed = anchored(`Authentication passed for ([^ ]+)`)
+)
+
+// popa3dRecord is one message of a log of one host.
+type popa3dRecord struct {
+	second, pid int
+	text        string
+	gap         bool // before it
+}
+
+// oraclePopa3d judges a login by looking back for its session.
+func oraclePopa3d(log []popa3dRecord, i int) relay.Event {
+	g := oraclePopa3dPassed.FindStringSubmatch(log[i].text)
+	if g == nil || !oracleUser(g[1]) || oracleAnonymous(g[1]) {
+		return relay.Event{}
+	}
+	gap := log[i].gap
+	for j := i - 1; j >= 0 && !gap; j-- {
+		if r := log[j]; r.pid == log[i].pid && !strings.HasPrefix(r.text, "pam_") {
+			from := oraclePopa3dFrom.FindStringSubmatch(r.text)
+			if from == nil || log[i].second < r.second || log[i].second > r.second+600 {
+				return relay.Event{}
+			}
+			client, ok := oracleAddr(from[1])
+			if !ok {
+				return relay.Event{}
+			}
+			return relay.Event{Kind: relay.Login, Service: relay.POP3, User: g[1], Client: client}
+		}
+		gap = log[j].gap
+	}
+	return relay.Event{}
+}
