@@ -221,7 +221,7 @@ func TestInvalidConfigurationExitsWith4(t *testing.T) {
 	s.write("milter.yaml", "sources: [{journal: [dovecot.service], format: dovecot}]\n")
 	base := fmt.Sprintf(siteConfig, s.dir)
 	for config, text := range map[string]string{
-		"sources: [{journal: [dovecot.service], format: dovecot}]\n":                                                 "milter.yaml: line 1: sources[0]: this release of popgate reads files and syslog only",
+		"sources: [{journal: [dovecot.service], format: dovecot}]\n":                                                 "milter.yaml: line 1: sources[0]: this release of popgate reads files, syslog and push only",
 		strings.Replace(base, "format: dovecot}", "format: mine}", 1) + "formats: {mine: {tag: x, pattern: '.*'}}\n": "milter.yaml: line",
 	} {
 		s.write("milter.yaml", config)

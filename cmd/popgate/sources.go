@@ -54,8 +54,10 @@ func planSources(file string, cfg *config.Config) ([]plan, error) {
 			if p.source, err = planSyslog(&s, p.custom != nil); err != nil {
 				return nil, refuse(s.Line, err.Error())
 			}
+		case config.KindPush:
+			p.source = watcher.NewPush(watcher.PushOptions{Network: s.Listen.Network, Address: s.Listen.Address, Allow: s.Allow, KeyFile: s.KeyFile})
 		default:
-			return nil, refuse(s.Line, "this release of popgate reads files and syslog only; write `file: /var/log/mail.log`, or wherever the POP/IMAP server logs")
+			return nil, refuse(s.Line, "this release of popgate reads files, syslog and push only; write `file: /var/log/mail.log`, or wherever the POP/IMAP server logs")
 		}
 		p.source = named{p.source, s.Name}
 		plans = append(plans, p)

@@ -185,6 +185,9 @@ func (s *Source) check(v value, given map[string]value) {
 	case KindSyslog:
 		s.checkSyslog(given)
 	case KindPush:
+		if s.Listen.Network == "unix" {
+			given[KindPush].fail("%q: Dovecot sends its reports over TCP only; write 127.0.0.1:4001, or any free port", s.Listen.Text)
+		}
 		if s.KeyFile == "" {
 			given[KindPush].fail("key_file is missing; it holds the secret that the reports carry")
 		}

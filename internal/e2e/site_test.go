@@ -37,8 +37,9 @@ type setup struct {
 	postfix  lab.PostfixOptions
 	sendmail lab.SendmailOptions
 	exim     lab.EximOptions
-	door     *door // nil: the milter
-	hasty    bool  // through a door, with the shortest patience the MTA can be told
+	door     *door              // nil: the milter
+	hasty    bool               // through a door, with the shortest patience the MTA can be told
+	prepare  func(t *testing.T) // on the host, before popgate starts; nil: nothing
 }
 
 // milter says whether the MTA asks by milter.
@@ -78,6 +79,9 @@ func on(t *testing.T, mta string, set setup, test func(t *testing.T, s *site)) {
 			s.sendmail = h.Sendmail(t, set.sendmail)
 		case "exim":
 			s.exim = h.Exim(t, set.exim)
+		}
+		if set.prepare != nil {
+			set.prepare(t)
 		}
 		s.popgate = h.Popgate(t, s.config())
 		test(t, s)

@@ -1,0 +1,175 @@
+package watcher
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// Bounds of a key file and of its keys.
+const (
+	maxKeyFile = 8 << 10
+	minKey     = 16
+	maxKey     = 256
+	maxSecrets = 16
+)
+
+// keyFile is the file with the secrets that reports may carry: one a line,
+// blank lines and those that begin with # left out. With two in it a secret can
+// be changed without a moment at which only one side knows it.
+//
+// Whoever can read or replace the file can forge logins, so both are looked at
+// as for a log.
+type keyFile struct {
+	path    string
+	custody custody
+
+	mu      sync.Mutex
+	known   stat // of the file the secrets were read from
+	secrets []secret
+}
+
+// secret is kept by its hash, so that secrets of all lengths are compared in
+// the same time and none lies in memory.
+type secret [sha256.Size]byte
+
+// UsableKey says whether a key file could be used now, and if not, why and what
+// would be right.
+func UsableKey(path string) error {
+	k := keyFile{path: path, custody: newCustody()}
+	return k.read()
+}
+
+// holds says whether the secret is one of the file's, as it is now.
+func (k *keyFile) holds(word string) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var st stat
+	if err := syscall.Stat(k.path, &st); err != nil || k.secrets == nil || changed(&st, &k.known) {
+		if err := k.readLocked(); err != nil {
+			return false, err
+		}
+	}
+	given := secret(sha256.Sum256([]byte(word)))
+	found := 0
+	for i := range k.secrets {
+		found |= subtle.ConstantTimeCompare(given[:], k.secrets[i][:])
+	}
+	return found == 1, nil
+}
+
+func changed(a, b *stat) bool {
+	return a.Dev != b.Dev || a.Ino != b.Ino || a.Size != b.Size || a.Mtim != b.Mtim || a.Ctim != b.Ctim
+}
+
+// read reads the file anew.
+func (k *keyFile) read() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.readLocked()
+}
+
+func (k *keyFile) readLocked() error {
+	k.secrets = nil
+	text, st, err := k.text()
+	if err == nil {
+		k.secrets, err = readSecrets(text)
+	}
+	if err != nil {
+		return fmt.Errorf("key_file: %w", k.explain(err))
+	}
+	k.known = st
+	return nil
+}
+
+func (k *keyFile) explain(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: no such file; make it with `umask 077; openssl rand -hex 32 > %s; chown popgate %s`", k.path, k.path, k.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%s: permission denied; it must belong to popgate's user, mode 0400", k.path)
+	}
+	if d, ok := errors.AsType[*distrust](err); ok {
+		return d
+	}
+	return fmt.Errorf("%s: %w", k.path, err)
+}
+
+// text gives the file's bytes when nobody else can read or replace them.
+func (k *keyFile) text() ([]byte, stat, error) {
+	w, err := k.custody.follow(k.path)
+	if err != nil {
+		return nil, stat{}, err
+	}
+	fd, st, err := k.custody.openChecked(w)
+	if err != nil {
+		return nil, st, err
+	}
+	f := os.NewFile(uintptr(fd), k.path)
+	defer f.Close()
+	if err := k.custody.readers(k.path, &st); err != nil {
+		return nil, st, err
+	}
+	buf := make([]byte, maxKeyFile+1)
+	n, err := f.ReadAt(buf, 0)
+	if n > maxKeyFile {
+		return nil, st, fmt.Errorf("longer than %d bytes; it holds one secret a line", maxKeyFile)
+	}
+	if n < len(buf) && err != nil && int64(n) != st.Size {
+		return nil, st, err
+	}
+	return buf[:n], st, nil
+}
+
+// readers checks who besides the owner may read a secret.
+func (c custody) readers(path string, st *stat) error {
+	const danger = "who could forge logins with what is in it"
+	remedy := "chmod 0400 " + path + ", and chown it to popgate's user"
+	switch {
+	case st.Mode&syscall.S_IROTH != 0:
+		return &distrust{path, "can be read by everybody, " + danger, remedy}
+	case st.Mode&syscall.S_IRGRP == 0:
+		return nil
+	case st.Gid != uint32(os.Getegid()) && st.Gid != 0:
+		return &distrust{path, fmt.Sprintf("can be read by group %d, %s", st.Gid, danger), remedy}
+	}
+	// With an access list the group bits are the widest of all its entries.
+	if n, err := syscall.Getxattr(path, "system.posix_acl_access", nil); err == nil && n > 0 {
+		return &distrust{path, "has an access list that lets others read it, " + danger, "setfacl -b " + path}
+	}
+	switch who, err := c.ordinaryMember(st.Gid); {
+	case err != nil:
+		return &distrust{path, fmt.Sprintf("can be read by group %d, and who is in it can't be told (%v)", st.Gid, err), remedy}
+	case who != "":
+		return &distrust{path, fmt.Sprintf("can be read by group %d, to which user %s belongs, %s", st.Gid, who, danger), remedy}
+	}
+	return nil
+}
+
+// readSecrets reads the lines of a key file.
+func readSecrets(text []byte) ([]secret, error) {
+	var out []secret
+	for line := range bytes.Lines(text) {
+		line = bytes.TrimSpace(line)
+		if len(line) == 0 || line[0] == '#' {
+			continue
+		}
+		if len(line) < minKey || len(line) > maxKey || bytes.ContainsFunc(line, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			return nil, fmt.Errorf("a line is no secret; write %d to %d letters, digits or signs without a blank, one secret a line, such as `openssl rand -hex 32` prints", minKey, maxKey)
+		}
+		out = append(out, sha256.Sum256(line))
+	}
+	switch {
+	case len(out) == 0:
+		return nil, errors.New("no secret in it; write one of at least 16 letters and digits, such as `openssl rand -hex 32` prints")
+	case len(out) > maxSecrets:
+		return nil, fmt.Errorf("%d secrets; at most %d", len(out), maxSecrets)
+	}
+	return out, nil
+}

@@ -1,0 +1,363 @@
+package watcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync"
+	"time"
+
+	"popgate/internal/relay"
+)
+
+// PushOptions say where a Push listens and whom it believes.
+type PushOptions struct {
+	Network string         // tcp, tcp4 or tcp6
+	Address string         // host:port with a literal host
+	Allow   []netip.Prefix // who may connect, beside this host
+	KeyFile string         // the secrets that reports carry
+}
+
+// Push takes Dovecot's auth policy reports (auth_policy_server_url): one HTTP
+// request for each login and each failed one, from the server itself, so that
+// no log is read. It keeps no place: what is reported while nobody listens is
+// lost, so there is a Gap that says Lost whenever it begins to listen.
+//
+// Dovecot never waits for it. A report is answered before it is looked at by
+// the ledger, and a question whether a login is allowed (command=allow), which
+// Dovecot asks unless it is told not to, is answered with yes, whoever asks.
+//
+// What is promised about a login that comes this way: whoever sent it knew a
+// secret of the key file, and Dovecot had found the password right for POP3 or
+// IMAP and was not told to refuse it. What can't be promised: that the session
+// came about. Dovecot reports before it looks up the user's mailbox, counts his
+// connections or runs a post-login script. Logouts are not reported.
+type Push struct {
+	PushOptions
+	custody custody
+}
+
+// NewPush makes a source. Nothing is opened before Records.
+func NewPush(o PushOptions) *Push { return &Push{o, newCustody()} }
+
+// Name is the source's name unless the configuration gives it another.
+func (p *Push) Name() string { return "push:" + p.Address }
+
+// Type is "push".
+func (p *Push) Type() string { return "push" }
+
+// Bounds of what others may send. Dovecot keeps up to 100 connections open, and
+// gives up a report after 2 seconds.
+const (
+	maxReport      = 64 << 10 // Dovecot's own bounds of a client's words are below it
+	maxReporters   = 512      // connections
+	reportIn       = 5 * time.Second
+	reportIdle     = time.Minute
+	tellQueue      = 4096 // logins answered and not yet looked at
+	tellTick       = time.Second
+	lookAtKeyEvery = 5 // ticks
+)
+
+// Records listens until ctx ends. Neither a position nor a time to begin with
+// means anything here.
+func (p *Push) Records(ctx context.Context, _ relay.Position, _ time.Time) iter.Seq[Record] {
+	return func(yield func(Record) bool) {
+		for ctx.Err() == nil {
+			err := p.listen(ctx, yield)
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			if !yield(Record{Kind: Down, Err: err}) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(tellTick):
+			}
+		}
+	}
+}
+
+// listen takes reports until ctx ends or nobody reads any more, which is no
+// error.
+func (p *Push) listen(ctx context.Context, yield func(Record) bool) error {
+	ln, err := new(net.ListenConfig).Listen(ctx, p.Network, p.Address)
+	if err != nil {
+		return fmt.Errorf("%w; is another program listening there?", err)
+	}
+	d := &desk{key: keyFile{path: p.KeyFile, custody: p.custody}, post: newPost()}
+	trouble := d.key.read()
+	srv := &http.Server{
+		Handler:           d,
+		ReadHeaderTimeout: reportIn,
+		ReadTimeout:       reportIn,
+		WriteTimeout:      reportIn,
+		IdleTimeout:       reportIdle,
+		MaxHeaderBytes:    8 << 10,
+		ErrorLog:          log.New(io.Discard, "", 0), // only what strangers sent
+	}
+	ended := make(chan error, 1)
+	go func() {
+		ended <- srv.Serve(&lobby{Listener: ln, allow: p.Allow, post: d.post, places: make(chan struct{}, maxReporters)})
+	}()
+	serving := true
+	defer func() {
+		srv.Close()
+		if serving {
+			<-ended
+		}
+	}()
+	h := handing{post: d.post, yield: yield}
+	h.state(trouble)
+	tick := time.NewTicker(tellTick)
+	defer tick.Stop()
+	for n := 1; !h.stopped; n++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			serving = false
+			return err
+		case r := <-d.post.queue:
+			h.tell(r)
+		case <-d.post.lost:
+			h.lost()
+		case <-tick.C:
+			h.tick()
+			if n%lookAtKeyEvery == 0 || h.trouble != nil {
+				h.state(d.key.read())
+			}
+		}
+	}
+	return nil
+}
+
+// post is where those who were told something leave it for the one who reads
+// records. Nobody ever waits for room in it.
+type post struct {
+	queue chan Record
+	lost  chan struct{} // something was told for which there was no room
+
+	mu      sync.Mutex
+	refused uint64 // since the last tick
+	why     error  // of the last of them
+}
+
+func newPost() *post {
+	return &post{queue: make(chan Record, tellQueue), lost: make(chan struct{}, 1)}
+}
+
+// put says whether there was room for an event. One that concerns no grant is
+// only counted, and never missed.
+func (p *post) put(ev relay.Event) bool {
+	r := Record{Kind: Told, Arrived: time.Now(), Live: true}
+	if ev.Kind != relay.NoEvent {
+		ev.Time = r.Arrived.Round(0)
+		r.Event = &ev
+	}
+	select {
+	case p.queue <- r:
+		return true
+	default:
+	}
+	if r.Event != nil {
+		p.miss()
+	}
+	return r.Event == nil
+}
+
+// miss says that a login may have been told in vain.
+func (p *post) miss() {
+	select {
+	case p.lost <- struct{}{}:
+	default: // that is known already
+	}
+}
+
+// refuse notes something that doesn't count.
+func (p *post) refuse(why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused++
+	p.why = why
+}
+
+// handing hands over what is in a post, in one goroutine.
+type handing struct {
+	*post
+	yield   func(Record) bool
+	stopped bool
+	begun   bool
+	trouble error
+	gap     time.Time // of the last loss
+	missed  bool      // again since
+}
+
+func (h *handing) tell(r Record) {
+	if !h.stopped && !h.yield(r) {
+		h.stopped = true
+	}
+}
+
+// state tells when trouble begins and ends. What was told before, or in the
+// meantime, is not known.
+func (h *handing) state(trouble error) {
+	switch {
+	case trouble != nil && (h.trouble == nil || h.trouble.Error() != trouble.Error()):
+		h.tell(Record{Kind: Down, Err: trouble})
+	case trouble == nil && (!h.begun || h.trouble != nil):
+		h.begun, h.gap = true, time.Time{}
+		h.lost()
+		h.tell(Record{Kind: CaughtUp})
+	}
+	h.trouble = trouble
+}
+
+// lost tells of a loss, but not again within a second.
+func (h *handing) lost() {
+	now := time.Now()
+	if h.missed = now.Sub(h.gap) < tellTick; h.missed {
+		return
+	}
+	h.gap = now
+	h.tell(Record{Kind: Gap, Lost: true, Arrived: now})
+}
+
+func (h *handing) tick() {
+	if h.missed {
+		h.gap = time.Time{}
+		h.lost()
+	}
+	h.mu.Lock()
+	n, why := h.refused, h.why
+	h.refused = 0
+	h.mu.Unlock()
+	if n > 0 {
+		h.tell(Record{Kind: Refused, Err: why, Times: n})
+	}
+}
+
+// lobby lets in only who may connect, and only so many at once.
+type lobby struct {
+	net.Listener
+	allow  []netip.Prefix
+	post   *post
+	places chan struct{}
+}
+
+func (l *lobby) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if peer, ok := l.may(c); !ok {
+			l.post.refuse(fmt.Errorf("%s may not connect; allow names who may", peer))
+			c.Close()
+			continue
+		}
+		select {
+		case l.places <- struct{}{}:
+			return &visitor{Conn: c, leave: sync.OnceFunc(func() { <-l.places })}, nil
+		default:
+			l.post.miss() // it might have been about a login
+			c.Close()
+		}
+	}
+}
+
+// may says whether the peer of a connection may send. This host itself may.
+func (l *lobby) may(c net.Conn) (netip.Addr, bool) {
+	ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	peer := relay.Canonical(ap.Addr())
+	if peer.IsLoopback() {
+		return peer, true
+	}
+	for _, p := range l.allow {
+		if p.Contains(peer) {
+			return peer, true
+		}
+	}
+	return peer, false
+}
+
+type visitor struct {
+	net.Conn
+	leave func()
+}
+
+func (v *visitor) Close() error {
+	defer v.leave()
+	return v.Conn.Close()
+}
+
+// desk answers Dovecot.
+type desk struct {
+	key  keyFile
+	post *post
+}
+
+// keyHeader carries the secret. Dovecot itself gives it this name when it is
+// told a secret only.
+const keyHeader = "X-Api-Key"
+
+func (d *desk) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxReport)
+	code, err := d.take(r)
+	if err != nil {
+		d.post.refuse(fmt.Errorf("report from %s: %w", r.RemoteAddr, err))
+		http.Error(w, http.StatusText(code), code)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	io.WriteString(w, `{"status":0}`) // a login is nothing popgate would ever stop
+}
+
+// take deals with one request, and never waits for anybody but its sender.
+func (d *desk) take(r *http.Request) (code int, err error) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	command := q["command"]
+	switch {
+	case r.Method != http.MethodPost:
+		return http.StatusMethodNotAllowed, errors.New("only POST is known")
+	case err != nil || len(command) != 1:
+		return http.StatusBadRequest, errors.New("no command; is auth_policy_server_url http://HOST:PORT/ ?")
+	case command[0] == "allow":
+		return http.StatusOK, nil
+	case command[0] != "report":
+		return http.StatusBadRequest, errors.New("the command is neither report nor allow")
+	}
+	given := r.Header[keyHeader]
+	if len(given) != 1 {
+		return http.StatusUnauthorized, errors.New("no secret; set auth_policy_server_api_header to X-API-Key:SECRET")
+	}
+	switch known, err := d.key.holds(given[0]); {
+	case err != nil:
+		return http.StatusServiceUnavailable, err
+	case !known:
+		return http.StatusUnauthorized, errors.New("wrong secret; the one in auth_policy_server_api_header must stand in key_file")
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
+			return http.StatusRequestEntityTooLarge, fmt.Errorf("longer than %d bytes", maxReport)
+		}
+		return http.StatusBadRequest, errors.New("it ends in the middle")
+	}
+	ev, err := readReport(body)
+	if err != nil {
+		return http.StatusBadRequest, err
+	}
+	d.post.put(ev)
+	return http.StatusOK, nil
+}
