@@ -226,10 +226,10 @@ func (s *Source) checkSyslog(given map[string]value) {
 	if k, ok := given["tls"]; ok && s.Listen.Network != "tls" {
 		k.fail("goes with an address that begins tls: only")
 	}
-	if k, ok := given["peer_uids"]; ok && s.Listen.Network != "unix" {
+	if k, ok := given["peer_uids"]; ok && !s.Listen.local() {
 		k.fail("goes with a unix socket only; nobody vouches for a user across a network")
 	}
-	if k, ok := given["allow"]; ok && s.Listen.Network == "unix" {
+	if k, ok := given["allow"]; ok && s.Listen.local() {
 		k.fail("goes with udp, tcp and tls only; a unix socket has peer_uids")
 	}
 }
@@ -317,7 +317,7 @@ func (v value) uids(to *[]uint32) {
 	*to = list
 }
 
-// syslogAddress reads unix:/p, udp:host:port, tcp:host:port or tls:host:port.
+// syslogAddress reads unix:/p, unix-stream:/p, udp:host:port, tcp:host:port or tls:host:port.
 func (v value) syslogAddress(to *Address) {
 	s, ok := v.text()
 	if !ok {
@@ -338,8 +338,15 @@ func (v value) syslogAddress(to *Address) {
 		*to = Address{scheme, a.Address, s}
 	case "unix", "local":
 		v.address(to)
+	case "unix-stream":
+		a, err := unixAddress(s, rest)
+		if err != nil {
+			v.fail("%v", err)
+			return
+		}
+		*to = Address{scheme, a.Address, s}
 	default:
-		v.fail("%q is not an address for syslog; write unix:/path, udp:host:port, tcp:host:port or tls:host:port", clip(s))
+		v.fail("%q is not an address for syslog; write unix:/path, unix-stream:/path, udp:host:port, tcp:host:port or tls:host:port", clip(s))
 	}
 }
 
