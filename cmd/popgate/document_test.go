@@ -2,12 +2,14 @@ package main
 
 import (
 	"os"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
 
 	"popgate/contrib"
 	"popgate/internal/config"
+	"popgate/internal/control"
 )
 
 func readme(t *testing.T) string {
@@ -63,6 +65,35 @@ func TestReadmeConfigurationIsRead(t *testing.T) {
 	}
 	if n < 2 {
 		t.Errorf("the README shows %d configurations, want one for each way", n)
+	}
+}
+
+// docs/commands.md has every command, flag and JSON key there is.
+func TestCommandsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../docs/commands.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	e := processEnv()
+	for _, c := range newRoot(&e).Commands() {
+		if !regexp.MustCompile(`(?m)^## .*\b` + c.Name() + `\b`).MatchString(text) {
+			t.Errorf("no heading names popgate %s", c.Name())
+		}
+		for _, m := range regexp.MustCompile(`(?m)^ +(?:-\w, )?--([a-z-]+)`).FindAllStringSubmatch(c.LocalNonPersistentFlags().FlagUsages(), -1) {
+			if m[1] != "help" && !regexp.MustCompile("--"+m[1]+"\\b").MatchString(text) {
+				t.Errorf("popgate %s --%s is not documented", c.Name(), m[1])
+			}
+		}
+	}
+	for _, v := range []any{control.Grant{}, control.AskAnswer{}, control.Status{}, control.Source{}, control.Listener{},
+		control.Decisions{}, control.Store{}, control.ReloadAnswer{}, control.RevokeAnswer{}, control.Seen{}, finding{}} {
+		for i := range reflect.TypeOf(v).NumField() {
+			key, _, _ := strings.Cut(reflect.TypeOf(v).Field(i).Tag.Get("json"), ",")
+			if !regexp.MustCompile("[`\"]" + key + "[`\"]").MatchString(text) {
+				t.Errorf("the key %s of %T is not documented", key, v)
+			}
+		}
 	}
 }
 

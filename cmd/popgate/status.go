@@ -52,7 +52,13 @@ func printStatus(e *env, st *control.Status) error {
 	}
 	for _, s := range st.Sources {
 		fmt.Fprintf(w, "source\t%s: %s, %d lines, %d logins, %d unparsed, last line %s, last login %s\n",
-			s.Name, s.State, s.Lines, s.Logins, s.Unparsed, ago(e, s.LastLine), ago(e, s.LastLogin))
+			quoted(s.Name), s.State, s.Lines, s.Logins, s.Unparsed, ago(e, s.LastLine), ago(e, s.LastLogin))
+		if s.Lag >= 1 {
+			fmt.Fprintf(w, "\tstill reading what was logged %s ago\n", brief(time.Duration(s.Lag)*time.Second))
+		}
+		if s.Gaps > 0 {
+			fmt.Fprintf(w, "\t%d %s, where lines may be missing\n", s.Gaps, plural(int(s.Gaps), "gap"))
+		}
 		if s.Missed > 0 {
 			fmt.Fprintf(w, "\tpassed over %d bytes unread, %d times: logins may be missing\n", s.Skipped, s.Missed)
 		}

@@ -2,11 +2,10 @@ package main
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
-	"io"
-	"maps"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -16,220 +15,192 @@ import (
 
 	"popgate/internal/config"
 	"popgate/internal/relay"
-	"popgate/watcher"
 	"popgate/watcher/format"
 )
 
-// logEvent is one login or logout as `test-log --json` prints it.
-type logEvent struct {
-	File    string     `json:"file"`
-	Line    int        `json:"line"`
-	Event   string     `json:"event"`
-	Client  netip.Addr `json:"client,omitzero"`
-	User    string     `json:"user,omitempty"`
-	Service string     `json:"service,omitempty"`
-	Session string     `json:"session,omitempty"`
-	Time    *time.Time `json:"time,omitempty"`
-	Format  string     `json:"format"`
+// logFlags are what test-log was told to do.
+type logFlags struct {
+	format                        string
+	pattern, tag, logout, service string // a custom format under test
+	timeZone                      string
+	journal                       []string
+	since                         string
+	logins, unparsed, none        bool // print these, one a line
 }
 
-// logCount is what test-log has found.
-type logCount struct {
-	lines, foreign, long      int // foreign: of no known transport, but with a login's words
-	logins, logouts, restarts int
-	unparsed                  int
-	services                  map[string]int
-	never                     int // logins whose client no login may open
-	fragment                  bool
-}
+// printsLines says whether stdout is for single lines before it is for counts.
+func (f *logFlags) printsLines() bool { return f.logins || f.unparsed || f.none }
+
+const testLogHelp = `test-log reads logs as the daemon would and counts the logins it finds, by service and by what
+the daemon would make of them under the rules of the configuration (-c), or popgate's defaults.
+It reads files, gzipped or not, any number of them; standard input (-); and with --journal this
+host's journal. The transport is found line by line. It changes nothing, needs no daemon, and
+exits with 1 if it finds no login or could not read all it was given.`
+
+const testLogExamples = `  popgate test-log /var/log/mail.log.1 /var/log/mail.log
+  popgate test-log --format dovecot --logins /var/log/mail.log.2.gz
+  popgate test-log --journal dovecot.service --since 2h
+  popgate test-log --unparsed /var/log/mail.log
+  popgate test-log --json - < mail.log | jq -r 'select(.event == "login") | .client'
+
+A format of your own, before it goes into the configuration; --none shows what it leaves:
+  popgate test-log --tag in.popd --service pop3 --none \
+    --pattern 'login by (?P<user>[^ ]+) from (?P<client>[0-9a-f.:]+)' /var/log/mail.log`
 
 func newTestLog(e *env, g *global) *cobra.Command {
-	var formatName string
-	var showUnparsed bool
+	var f logFlags
 	cmd := &cobra.Command{
-		Use:   "test-log [FILE|-]...",
-		Short: "Show what popgate reads out of a log",
-		Long: "test-log reads log files (or standard input) as the daemon would and prints the logins\n" +
-			"and logouts it finds, and counts. It exits with 1 if it finds no login.",
+		Use:     "test-log [FILE|-]...",
+		Short:   "Show what popgate reads out of a log",
+		Long:    testLogHelp,
+		Example: testLogExamples,
 		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				args = []string{"-"}
+			t, err := newLogTest(e, g, &f, c.Flags().Changed)
+			if err != nil {
+				return err
 			}
-			n := logCount{services: map[string]int{}}
-			out := bufio.NewWriter(e.stdout)
-			defer out.Flush()
-			for _, file := range args {
-				t := &logTest{e: e, g: g, file: file, name: formatName, out: out, count: &n, unparsed: showUnparsed}
-				if err := t.read(); err != nil {
-					return err
-				}
-			}
-			if !g.json {
-				n.print(out)
-			}
-			if n.logins == 0 {
-				return answerNo(exitNo)
-			}
-			return nil
+			return t.run(c.Context(), args)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&formatName, "format", "auto", "log format: "+strings.Join(format.Names(), ", ")+" or one of the configuration's")
-	f.BoolVar(&showUnparsed, "unparsed", false, "print the lines that look like a login and match nothing")
+	s := cmd.Flags()
+	s.StringVar(&f.format, "format", "auto", "log format: "+strings.Join(format.Names(), ", ")+" or one of the configuration's")
+	s.StringVar(&f.pattern, "pattern", "", "try a format of your own: RE2 of a whole login message")
+	s.StringVar(&f.tag, "tag", "", "with --pattern: the program's name, exactly")
+	s.StringVar(&f.logout, "logout", "", "with --pattern: RE2 of a whole logout message")
+	s.StringVar(&f.service, "service", "", "with --pattern: the service, where the pattern has no group for it")
+	s.StringVar(&f.timeZone, "time-zone", "", "of stamps without one (default: this host's)")
+	s.StringArrayVar(&f.journal, "journal", nil, "read what this unit logged to the journal; may be repeated")
+	s.StringVar(&f.since, "since", "24h", "with --journal: how far back, as 2h, or from when, as \"2026-11-22 02:00\"")
+	s.BoolVar(&f.logins, "logins", false, "print each login and logout")
+	s.BoolVar(&f.unparsed, "unparsed", false, "print the lines that look like a login and match nothing")
+	s.BoolVar(&f.none, "none", false, "print the lines that nothing is read from")
 	return cmd
 }
 
-// logTest reads one file.
+// logTest is one run of test-log.
 type logTest struct {
-	e        *env
-	g        *global
-	file     string
-	name     string
-	out      *bufio.Writer
-	count    *logCount
-	unparsed bool
+	e      *env
+	asJSON bool
+	flags  *logFlags
+	custom *config.Format // under test
+	zone   *time.Location
+	units  []string
+	since  time.Time
+
+	cfg   *config.Config
+	by    string // whose rules they are
+	named bool   // a configuration was read
+	rules *relay.Rules
+	own   ownAddresses
+	now   time.Time
+
+	out   *bufio.Writer
+	text  []byte // of the line that is printed
+	stamp stampCache
+	count logCount
+	bar   *progress // nil: nobody is looking
 }
 
-// parser gives a parser of the format, which may be one of the configuration's
-// own.
-func (t *logTest) parser() (format.Parser, error) {
-	if slices.Contains(format.Names(), t.name) {
-		return format.New(t.name)
-	}
-	cfg, _, err := config.Load(t.g.config)
-	if err == nil {
-		for i := range cfg.Formats {
-			if cfg.Formats[i].Name == t.name {
-				return customParser(&cfg.Formats[i])
-			}
+func newLogTest(e *env, g *global, f *logFlags, given func(string) bool) (*logTest, error) {
+	t := &logTest{e: e, asJSON: g.json, flags: f, now: e.now().Wall, out: bufio.NewWriterSize(e.stdout, 64<<10)}
+	for _, with := range []struct {
+		flag  string
+		needs string
+	}{{"tag", "pattern"}, {"logout", "pattern"}, {"service", "pattern"}, {"since", "journal"}} {
+		if given(with.flag) && !given(with.needs) {
+			return nil, failWith(exitUsage, fmt.Errorf("--%s goes with --%s", with.flag, with.needs))
 		}
 	}
-	_, unknown := format.New(t.name)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, failWith(exitConfig, errors.Join(unknown, err))
+	if given("pattern") && given("format") {
+		return nil, failWith(exitUsage, errors.New("--pattern is a format of its own; leave out --format"))
 	}
-	return nil, failWith(exitUsage, unknown)
+	if err := t.readFlags(given); err != nil {
+		return nil, failWith(exitUsage, err)
+	}
+	if err := t.readConfig(g, given("config")); err != nil {
+		return nil, err
+	}
+	t.own.read()
+	_, err := t.parser()
+	return t, err
 }
 
-func (t *logTest) open() (io.ReadCloser, error) {
-	if t.file == "-" {
-		return io.NopCloser(t.e.stdin), nil
-	}
-	return os.Open(t.file) // Lines unpacks gzip by itself
-}
-
-func (t *logTest) read() error {
-	p, err := t.parser()
-	if err != nil {
-		return err
-	}
-	in, err := t.open()
-	if err != nil {
-		return failWith(exitNo, err)
-	}
-	defer in.Close()
-	n := t.count
-	number := 0
-	var m format.Message
-	for line, err := range watcher.Lines(in) {
-		switch {
-		case errors.Is(err, watcher.ErrLongLine):
-			number++
-			n.lines++
-			n.long++
-			p.Gap()
-			continue
-		case errors.Is(err, watcher.ErrFragment):
-			n.fragment = true
-			continue
-		case err != nil:
-			return failWith(exitNo, fmt.Errorf("%s: %w", t.file, err))
+// readConfig takes the rules from the configuration if there is one. A run that
+// did not name one is not held up by what is wrong with it.
+func (t *logTest) readConfig(g *global, named bool) error {
+	cfg, _, err := config.Load(g.config)
+	switch {
+	case err == nil:
+		t.cfg, t.by, t.named = cfg, g.config, true
+	case named:
+		return failWith(exitConfig, err)
+	default:
+		t.cfg, t.by = config.Default(), "popgate's defaults"
+		if !errors.Is(err, os.ErrNotExist) {
+			fmt.Fprintf(t.e.stderr, "popgate: the configuration can't be read, so its rules and formats are left out: %v\n", err)
 		}
-		number++
-		n.lines++
-		if !format.MayMatter(p, line) {
-			continue
-		}
-		if !format.Split(line, &m) {
-			n.foreign++
-			continue
-		}
-		ev, result := p.Parse(&m)
-		t.event(number, line, &m, &ev, result)
 	}
+	t.rules = t.cfg.Rules(nil)
 	return nil
 }
 
-func (t *logTest) event(number int, line []byte, m *format.Message, ev *relay.Event, result format.Result) {
-	n := t.count
-	var word string
-	switch result {
-	case format.Login:
-		n.logins++
-		n.services[ev.Service.String()]++
-		if relay.NeverClient(ev.Client) {
-			n.never++
-		}
-		word = "login"
-	case format.Logout:
-		n.logouts++
-		word = "logout"
-	case format.Restart:
-		n.restarts++
-		return
-	case format.Unparsed:
-		n.unparsed++
-		if t.unparsed {
-			fmt.Fprintf(t.out, "%s:%d: %s\n", t.file, number, quoted(string(line)))
-		}
-		return
-	default:
-		return
+// formatName is what the configuration calls the format.
+func (t *logTest) formatName() string {
+	if t.custom != nil {
+		return t.custom.Name
 	}
-	o := logEvent{File: t.file, Line: number, Event: word, Client: ev.Client, User: ev.User, Service: ev.Service.String(),
-		Session: ev.Session, Format: t.name}
-	if ev.Format != "" {
-		o.Format = ev.Format
-	}
-	if at, zoned, ok := m.Stamp.Time(t.e.now().Wall, time.Local); ok {
-		if !zoned {
-			at = at.Local()
-		}
-		o.Time = &at
-	}
-	if t.g.json {
-		printJSON(t.out, o)
-	} else if result == format.Login && !t.unparsed {
-		fmt.Fprintf(t.out, "%s:%d: login %s %s %s\n", t.file, number, ev.Client, orDash(o.Service), orDash(ev.User))
-	}
+	return t.flags.format
 }
 
-func (n *logCount) print(out io.Writer) {
-	w := table(out)
-	row := func(name string, count int) {
-		if count > 0 {
-			fmt.Fprintf(w, "%s\t%d\n", name, count)
+// parser makes a parser of the format. Each log has one of its own, as each
+// source has.
+func (t *logTest) parser() (format.Parser, error) {
+	if t.custom != nil {
+		p, err := customParser(t.custom)
+		if err != nil {
+			err = failWith(exitUsage, err)
+		}
+		return p, err
+	}
+	i := slices.IndexFunc(t.cfg.Formats, func(f config.Format) bool { return f.Name == t.flags.format })
+	if i < 0 {
+		p, err := format.New(t.flags.format)
+		if err != nil {
+			err = failWith(exitUsage, err)
+		}
+		return p, err
+	}
+	p, err := customParser(&t.cfg.Formats[i])
+	if err != nil {
+		err = failWith(exitConfig, config.Error{File: t.by, Line: t.cfg.Formats[i].Line, Key: "formats." + t.flags.format, Text: err.Error()})
+	}
+	return p, err
+}
+
+func (t *logTest) run(ctx context.Context, args []string) error {
+	defer t.out.Flush()
+	if isTerminal(t.e.stderr) && !(isTerminal(t.e.stdout) && (t.flags.printsLines() || t.asJSON)) {
+		t.bar = newProgress(t.e.stderr, time.Now)
+	}
+	var failed error
+	for _, in := range t.inputs(args) {
+		if err := t.read(ctx, in); err != nil {
+			failed = cmp.Or(failed, err)
+			t.out.Flush() // first what was read before
+			fmt.Fprintf(t.e.stderr, "popgate: %v\n", err)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	fmt.Fprintf(w, "lines\t%d\n", n.lines)
-	fmt.Fprintf(w, "logins\t%d\n", n.logins)
-	for _, s := range slices.Sorted(maps.Keys(n.services)) {
-		row("  "+orDash(s), n.services[s])
+	if !t.asJSON {
+		t.summary()
 	}
-	row("  of addresses that never get a grant", n.never)
-	fmt.Fprintf(w, "logouts\t%d\n", n.logouts)
-	row("server starts and stops", n.restarts)
-	fmt.Fprintf(w, "unparsed\t%d\n", n.unparsed)
-	row("of no transport known, though they may name a login", n.foreign)
-	row("longer than 64 KiB, dropped", n.long)
-	if n.fragment {
-		fmt.Fprintf(w, "last line has no newline, not judged\t1\n")
+	if err := t.out.Flush(); err != nil {
+		return failWith(exitNo, err)
 	}
-	w.Flush()
-	if n.unparsed > 0 {
-		fmt.Fprintln(out, "lines that look like a login could not be parsed; --unparsed prints them")
+	if failed != nil || t.count.logins == 0 {
+		return answerNo(exitNo)
 	}
-	if n.logins == 0 {
-		fmt.Fprintln(out, "no login was found: is this the POP/IMAP server's log, and is the format right?")
-	}
+	return nil
 }
