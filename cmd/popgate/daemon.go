@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ type daemon struct {
 func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*daemon, error) {
 	d := &daemon{env: e, path: path, started: e.now().Wall, doubtful: make(chan gate.Record, 64)}
 	d.level.Set(cfg.Log.Level)
-	d.queue = logging.NewQueue(e.stderr, cfg.Log.Format == "json")
+	d.queue = openQueue(e, cfg)
 	d.log = slog.New(d.queue.Handler(&d.level))
 	d.config.Store(cfg)
 	d.own.read()
@@ -83,6 +84,20 @@ func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*d
 		return nil, failWith(exitNo, err)
 	}
 	return d, nil
+}
+
+// openQueue gives the queue of log lines. Under systemd journald gets the fields
+// of each line apart.
+func openQueue(e *env, cfg *config.Config) *logging.Queue {
+	if cfg.Log.Format == "json" {
+		return logging.NewQueue(e.stderr, logging.JSON)
+	}
+	if logging.ToJournal(os.Getenv("JOURNAL_STREAM"), e.stderr) {
+		if journald, err := logging.OpenJournal(logging.JournalSocket); err == nil {
+			return logging.NewQueue(journald, logging.Journal)
+		}
+	}
+	return logging.NewQueue(e.stderr, logging.Text)
 }
 
 // wire makes the rooms and the arrows between them.

@@ -19,7 +19,13 @@ const stamp = "2006-01-02T15:04:05.000Z07:00"
 func appendDecisionText(b []byte, r *gate.Record) []byte {
 	b = append(b, "time="...)
 	b = r.At.AppendFormat(b, stamp)
-	b = append(b, " level=INFO msg=decision verdict="...)
+	b = append(b, " level=INFO msg=decision"...)
+	return append(appendDecision(b, r), '\n')
+}
+
+// appendDecision appends what is known about a decision, as attributes.
+func appendDecision(b []byte, r *gate.Record) []byte {
+	b = append(b, " verdict="...)
 	b = append(b, r.Decision.Verdict.String()...)
 	b = append(b, " reason="...)
 	b = append(b, r.Decision.Reason.String()...)
@@ -41,7 +47,7 @@ func appendDecisionText(b []byte, r *gate.Record) []byte {
 		b = append(b, " waited="...)
 		b = append(b, r.Took.Round(time.Microsecond).String()...)
 	}
-	return append(b, '\n')
+	return b
 }
 
 func appendText(b []byte, key, value string) []byte {
@@ -109,11 +115,14 @@ func appendDecisionJSON(b []byte, r *gate.Record) []byte {
 }
 
 func (q *Queue) appendDropped(b []byte, n uint64) []byte {
-	now := time.Now().Format(stamp)
-	if q.json {
-		return append(b, `{"time":"`+now+`","level":"WARN","msg":"log lines dropped: whoever reads the log is too slow","lines":`+
-			strconv.FormatUint(n, 10)+"}\n"...)
+	const message = "log lines dropped: whoever reads the log is too slow"
+	now, count := time.Now().Format(stamp), strconv.FormatUint(n, 10)
+	switch q.form {
+	case JSON:
+		return append(b, `{"time":"`+now+`","level":"WARN","msg":"`+message+`","lines":`+count+"}\n"...)
+	case Journal:
+		return append(b, identifier+"4\nMESSAGE="+message+" lines="+count+"\nPOPGATE_LINES="+count+"\n"...)
+	default:
+		return append(b, "time="+now+` level=WARN msg="`+message+`" lines=`+count+"\n"...)
 	}
-	return append(b, "time="+now+` level=WARN msg="log lines dropped: whoever reads the log is too slow" lines=`+
-		strconv.FormatUint(n, 10)+"\n"...)
 }

@@ -38,10 +38,17 @@ func slogged(asJSON bool, r gate.Record) string {
 	return b.String()
 }
 
+func form(asJSON bool) Form {
+	if asJSON {
+		return JSON
+	}
+	return Text
+}
+
 func written(t *testing.T, asJSON bool, do func(*Queue)) string {
 	t.Helper()
 	var b bytes.Buffer
-	q := NewQueue(&b, asJSON)
+	q := NewQueue(&b, form(asJSON))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); q.Run(ctx) }()
@@ -112,7 +119,7 @@ func (s *stuck) Write(p []byte) (int, error) {
 
 func TestBlockedLogCostsNobodyTimeAndIsCounted(t *testing.T) {
 	out := &stuck{entered: make(chan struct{}), release: make(chan struct{})}
-	q := NewQueue(out, false)
+	q := NewQueue(out, Text)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); q.Run(ctx) }()
@@ -136,7 +143,7 @@ func TestBlockedLogCostsNobodyTimeAndIsCounted(t *testing.T) {
 }
 
 func BenchmarkDecision(b *testing.B) {
-	q := NewQueue(io.Discard, false)
+	q := NewQueue(io.Discard, Text)
 	r := decision()
 	r.Sender, r.Waited = "sender@client.test", false
 	l := line{decision: r}

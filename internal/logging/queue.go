@@ -5,7 +5,8 @@
 // counts; nothing ever waits for a reader of the log.
 //
 // Lines look as the standard library's slog handlers write them, text or JSON,
-// whether they come through a slog.Logger or from a decision.
+// whether they come through a slog.Logger or from a decision. To journald they
+// go as entries, with a field for each attribute.
 package logging
 
 import (
@@ -25,10 +26,19 @@ const (
 	maxBatch  = 64 << 10             // bytes in one write
 )
 
+// Form is how a line is written.
+type Form uint8
+
+const (
+	Text    Form = iota // as slog.TextHandler
+	JSON                // as slog.JSONHandler
+	Journal             // an entry for journald, each in a write of its own
+)
+
 // Queue takes lines and writes them in its own goroutine.
 type Queue struct {
 	out  io.Writer
-	json bool
+	form Form
 
 	mu      sync.Mutex
 	waiting []line
@@ -46,8 +56,8 @@ type line struct {
 
 // NewQueue makes a queue that writes to out. Run must be called for anything
 // to be written.
-func NewQueue(out io.Writer, json bool) *Queue {
-	return &Queue{out: out, json: json, wake: make(chan struct{}, 1)}
+func NewQueue(out io.Writer, form Form) *Queue {
+	return &Queue{out: out, form: form, wake: make(chan struct{}, 1)}
 }
 
 // Decision queues the log line of a decision. It never blocks.
@@ -91,7 +101,7 @@ func (q *Queue) Run(ctx context.Context) error {
 		q.mu.Unlock()
 		for i := range lines {
 			buf = q.format(buf, &lines[i])
-			if len(buf) >= maxBatch {
+			if len(buf) >= maxBatch || q.form == Journal {
 				buf = q.flush(buf)
 			}
 		}
@@ -117,7 +127,7 @@ func (q *Queue) Run(ctx context.Context) error {
 func (q *Queue) flush(buf []byte) []byte {
 	if len(buf) > 0 {
 		if _, err := q.out.Write(buf); err != nil {
-			q.dropped.Add(uint64(bytes.Count(buf, []byte("\n"))))
+			q.dropped.Add(q.linesIn(buf))
 		}
 	}
 	return buf[:0]
@@ -127,9 +137,19 @@ func (q *Queue) format(buf []byte, l *line) []byte {
 	switch {
 	case l.text != nil:
 		return append(buf, l.text...)
-	case q.json:
+	case q.form == JSON:
 		return appendDecisionJSON(buf, &l.decision)
+	case q.form == Journal:
+		return appendDecisionEntry(buf, &l.decision)
 	default:
 		return appendDecisionText(buf, &l.decision)
 	}
+}
+
+// linesIn counts the lines of one write.
+func (q *Queue) linesIn(buf []byte) uint64 {
+	if q.form == Journal {
+		return 1
+	}
+	return uint64(bytes.Count(buf, []byte("\n")))
 }

@@ -10,9 +10,14 @@ import (
 func (q *Queue) Handler(level slog.Leveler) slog.Handler {
 	h := &handler{queue: q, lock: &sync.Mutex{}, shared: &capture{}}
 	o := &slog.HandlerOptions{Level: level}
-	if q.json {
+	switch q.form {
+	case JSON:
 		h.inner = slog.NewJSONHandler(h.shared, o)
-	} else {
+	case Journal:
+		o.ReplaceAttr = bare
+		h.inner = slog.NewTextHandler(h.shared, o)
+		return &entries{queue: q, level: level, text: h}
+	default:
 		h.inner = slog.NewTextHandler(h.shared, o)
 	}
 	return h
@@ -37,16 +42,22 @@ func (c *capture) Write(p []byte) (int, error) {
 func (h *handler) Enabled(ctx context.Context, l slog.Level) bool { return h.inner.Enabled(ctx, l) }
 
 func (h *handler) Handle(ctx context.Context, r slog.Record) error {
-	h.lock.Lock()
-	err := h.inner.Handle(ctx, r)
-	text := h.shared.line
-	h.shared.line = nil
-	h.lock.Unlock()
+	text, err := h.format(ctx, r)
 	if err != nil || text == nil {
 		return err
 	}
 	h.queue.put(line{text: text})
 	return nil
+}
+
+// format gives a record's line.
+func (h *handler) format(ctx context.Context, r slog.Record) ([]byte, error) {
+	h.lock.Lock()
+	defer h.lock.Unlock()
+	err := h.inner.Handle(ctx, r)
+	text := h.shared.line
+	h.shared.line = nil
+	return text, err
 }
 
 func (h *handler) WithAttrs(a []slog.Attr) slog.Handler {
