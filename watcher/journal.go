@@ -28,6 +28,8 @@ const (
 	// prompt is how soon journalctl must be back at work after its death, and as
 	// far as it was.
 	prompt = time.Second
+	// sure is how often an entry is looked for before it counts as gone.
+	sure = 3
 	// recent is how old the journal's end may be that was reached, when it is
 	// called the present.
 	recent = time.Second
@@ -137,20 +139,12 @@ func (j *Journal) look() (view, error) {
 // journalIn says whether a folder holds a journal of the system, which must be
 // readable then.
 func journalIn(dir string) (bool, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
+	if _, err := os.ReadDir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, unreadable(err)
 	}
-	found := false
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "system") || !strings.HasSuffix(e.Name(), ".journal") {
-			continue
-		}
-		found = true
-		f, err := os.Open(filepath.Join(dir, e.Name()))
+	names := journalNames(dir)
+	for _, name := range names {
+		f, err := os.Open(filepath.Join(dir, name))
 		switch {
 		case err == nil:
 			f.Close()
@@ -158,7 +152,22 @@ func journalIn(dir string) (bool, error) {
 			return false, unreadable(err)
 		}
 	}
-	return found, nil
+	return len(names) > 0, nil
+}
+
+// journalNames gives the names of the system's journals in a folder.
+func journalNames(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "system") && strings.HasSuffix(e.Name(), ".journal") {
+			names = append(names, e.Name())
+		}
+	}
+	return names
 }
 
 func unreadable(err error) error {
@@ -204,4 +213,44 @@ func entryTime(text []byte) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMicro(n)
+}
+
+// Usable says whether the journal could be read as a source now, and if not, why
+// and what would be right. Where it can be read, doubts tell what makes it
+// unlikely that a login will be found.
+func (j *Journal) Usable(ctx context.Context) (doubts []string, err error) {
+	v, err := j.look()
+	if err != nil {
+		return nil, err
+	}
+	latest := func(matches ...string) (bool, error) {
+		for _, dir := range v.dirs {
+			line, err := ask(ctx, v.arguments(dir, append([]string{"--output-fields=_UID", "--lines=1"}, matches...)...))
+			if line != nil || err != nil {
+				return line != nil, err
+			}
+		}
+		return false, nil
+	}
+	for _, u := range j.proof.units {
+		one := j.proof
+		one.units = []string{u}
+		// The last three of the matches are of journald's own messages.
+		found, err := latest(one.matches()[:len(one.matches())-3]...)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			continue
+		}
+		if found, err = latest("_SYSTEMD_UNIT=" + u); err != nil {
+			return nil, err
+		}
+		doubt := fmt.Sprintf("%s has never logged to this host's journal; systemctl list-units tells the names of units", u)
+		if found {
+			doubt = fmt.Sprintf("%s logs, but never by a program that is believed to tell of logins; journalctl -u %s -o verbose shows _EXE and _UID: name them in programs and users, or another format", u, u)
+		}
+		doubts = append(doubts, doubt)
+	}
+	return doubts, nil
 }

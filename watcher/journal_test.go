@@ -24,7 +24,8 @@ type journalStage struct {
 	host    *lab.Host
 	journal *lab.Journal
 	source  *Journal
-	dovecot *os.File // lines for Dovecot's logging process
+	dovecot *os.File          // lines for Dovecot's logging process
+	each    func(line []byte) // nil: nobody wants them as they are
 
 	mu       sync.Mutex
 	got      []string // messages, and GAP, LOST
@@ -98,6 +99,9 @@ func (s *journalStage) record(r Record) {
 	defer s.mu.Unlock()
 	switch r.Kind {
 	case Line:
+		if s.each != nil {
+			s.each(r.Text)
+		}
 		s.got, s.live = append(s.got, messageOf(r.Text)), append(s.live, r.Live)
 	case Gap:
 		word := "GAP"

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -26,6 +27,8 @@ type journalReader struct {
 	cursor   []byte    // of the last entry journalctl told
 	complete time.Time // what was logged up to then has been handed over
 	skip     bool      // the next entry must be that of cursor, which has been
+	broken   error     // and is not
+	misses   int       // how often it was looked for in vain
 	since    time.Time // where reading began; zero: at the cursor
 	whole    bool      // times mean nothing in this journal: all of it is read
 
@@ -51,6 +54,8 @@ type journalReader struct {
 var (
 	// errMoved is a journal that journald has taken elsewhere.
 	errMoved = errors.New("journald writes to another folder")
+	// errGone is an entry, handed over before, that is not where it was.
+	errGone = errors.New("the last entry that was read is gone")
 	// errSilent is a journalctl that lives and does not tell.
 	errSilent = errors.New("journalctl --follow does not tell entries that are there")
 )
@@ -104,7 +109,7 @@ func (r *journalReader) begin() (dir, place string, err error) {
 	if r.view, err = r.look(); err != nil {
 		return "", "", err
 	}
-	r.changed, r.began = time.Time{}, r.now()
+	r.changed, r.began, r.broken = time.Time{}, r.now(), nil
 	if r.head, err = r.ask(r.view.dirs[0]); err != nil {
 		return "", "", err
 	}
@@ -118,7 +123,11 @@ func (r *journalReader) begin() (dir, place string, err error) {
 	if r.complete.After(since) {
 		r.covered = r.complete
 	}
-	if at < 0 {
+	if at < 0 && len(r.cursor) > 0 && r.misses < sure {
+		r.misses++
+		return "", "", errGone
+	}
+	if r.misses = 0; at < 0 {
 		lost := !r.complete.IsZero() && (r.head == nil || oldest.After(r.covered))
 		if lost || len(r.cursor) > 0 {
 			r.emit(Record{Kind: Gap, Lost: lost})
@@ -170,17 +179,29 @@ func (r *journalReader) find() (at int, err error) {
 }
 
 // ask gives the cursor of the first entry that journalctl shows, nil for none.
-// The rest is in entry.
+// The rest is in entry. While journald rotates, an answer may be of half a
+// journal: it counts only if the files' names were the same before and after.
 func (r *journalReader) ask(dir string, more ...string) ([]byte, error) {
-	line, err := ask(r.ctx, r.view.arguments(dir, append([]string{"--output-fields=_UID"}, more...)...))
-	if line == nil || err != nil {
+	args := r.view.arguments(dir, append([]string{"--output-fields=_UID"}, more...)...)
+	for end := r.now().Add(prompt); ; time.Sleep(firstPause) {
+		before := journalNames(dir)
+		line, err := ask(r.ctx, args)
+		if err != nil {
+			return nil, err
+		}
+		still := slices.Equal(before, journalNames(dir)) && (dir != r.view.active() || slices.Contains(before, "system.journal"))
+		if !still && r.now().Before(end) {
+			continue
+		}
 		r.entry = format.Entry{}
-		return nil, err
+		if line == nil {
+			return nil, nil
+		}
+		if !format.SplitEntry(line, &r.entry) || !isCursor(r.entry.Cursor) {
+			return nil, fmt.Errorf("%s: %q is no entry", journalctlPath, line[:min(len(line), 100)])
+		}
+		return r.entry.Cursor, nil
 	}
-	if !format.SplitEntry(line, &r.entry) || !isCursor(r.entry.Cursor) {
-		return nil, fmt.Errorf("%s: %q is no entry", journalctlPath, line[:min(len(line), 100)])
-	}
-	return r.entry.Cursor, nil
 }
 
 // pass reads a folder that nobody writes to any more, to its end.
@@ -189,7 +210,7 @@ func (r *journalReader) pass(dir, place string) error {
 	if err != nil {
 		return err
 	}
-	return r.read(c, func() error { return nil })
+	return r.read(c, func() error { return r.broken })
 }
 
 // follow reads what there is and what comes.
@@ -253,7 +274,7 @@ func (r *journalReader) read(c *child, tick func() error) error {
 
 // handOver cuts what was read into entries and says how many bytes it used.
 func (r *journalReader) handOver(cut *cutter, b []byte) (used int) {
-	for used < len(b) && !r.over() {
+	for used < len(b) && !r.over() && r.broken == nil {
 		line, n, what := cut.next(b[used:])
 		if n == 0 {
 			break
@@ -282,7 +303,8 @@ func (r *journalReader) line(line []byte) {
 			r.passed(e)
 			return
 		}
-		r.emit(Record{Kind: Gap, Lost: true}) // it was vacuumed away a moment ago
+		r.broken = errGone
+		return
 	}
 	switch r.proof.judge(e, r.view.machine) {
 	case believed:
@@ -324,6 +346,8 @@ func (r *journalReader) aim() error {
 func (r *journalReader) tick() error {
 	now := r.now()
 	switch {
+	case r.broken != nil:
+		return r.broken
 	case r.goal != nil:
 		if now.Sub(r.heard) > silence && now.Sub(r.goalAt) > silence {
 			return errSilent

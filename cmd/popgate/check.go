@@ -64,7 +64,7 @@ func newCheck(e *env, g *global) *cobra.Command {
 			}
 			k.times(cfg)
 			k.listeners(cfg)
-			k.sources(cfg)
+			k.sources(c.Context(), cfg)
 			k.domains(c.Context(), cfg)
 			k.stateDir(cfg)
 			k.drac(sendmailCF)
@@ -156,11 +156,15 @@ func (k *checker) socket(path string) error {
 	return nil
 }
 
-func (k *checker) sources(cfg *config.Config) {
+func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 	for _, s := range cfg.Sources {
 		what := "source " + s.Name
 		if s.Kind == config.KindSyslog {
 			k.syslog(what, &s)
+			continue
+		}
+		if s.Kind == config.KindJournal {
+			k.journal(ctx, what, &s)
 			continue
 		}
 		info, err := os.Stat(s.Path)

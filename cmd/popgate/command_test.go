@@ -218,10 +218,9 @@ func TestInvalidConfigurationExitsWith4(t *testing.T) {
 	for _, args := range [][]string{{"serve"}, {"check"}, {"list"}} {
 		s.want(4, "line 1: grant_tll", args...)
 	}
-	s.write("milter.yaml", "sources: [{journal: [dovecot.service], format: dovecot}]\n")
 	base := fmt.Sprintf(siteConfig, s.dir)
 	for config, text := range map[string]string{
-		"sources: [{journal: [dovecot.service], format: dovecot}]\n":                                                 "milter.yaml: line 1: sources[0]: this release of popgate reads files, syslog and push only",
+		"sources: [{journal: [perdition.service], format: perdition}]\n":                                             "milter.yaml: line 1: sources[0]: popgate does not know which program writes the lines of format perdition; name it",
 		strings.Replace(base, "format: dovecot}", "format: mine}", 1) + "formats: {mine: {tag: x, pattern: '.*'}}\n": "milter.yaml: line",
 	} {
 		s.write("milter.yaml", config)

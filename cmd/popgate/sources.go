@@ -56,8 +56,12 @@ func planSources(file string, cfg *config.Config) ([]plan, error) {
 			}
 		case config.KindPush:
 			p.source = watcher.NewPush(watcher.PushOptions{Network: s.Listen.Network, Address: s.Listen.Address, Allow: s.Allow, KeyFile: s.KeyFile})
+		case config.KindJournal:
+			if p.source, err = planJournal(&s); err != nil {
+				return nil, refuse(s.Line, err.Error())
+			}
 		default:
-			return nil, refuse(s.Line, "this release of popgate reads files, syslog and push only; write `file: /var/log/mail.log`, or wherever the POP/IMAP server logs")
+			return nil, refuse(s.Line, fmt.Sprintf("popgate does not know how to read a source of the kind %q", s.Kind))
 		}
 		p.source = named{p.source, s.Name}
 		plans = append(plans, p)

@@ -16,7 +16,7 @@ import (
 
 // JournalOptions say how the host's journald differs from Debian's.
 type JournalOptions struct {
-	Volatile bool     // keep nothing over a reboot: /run/log/journal only
+	Volatile bool     // no permanent journal, until MakePersistent and journalctl --flush
 	Conf     []string // lines of journald.conf
 }
 
@@ -55,9 +55,7 @@ func (h *Host) Journal(t testing.TB, o JournalOptions) *Journal {
 		t.Fatalf("lab: %v", err)
 	}
 	h.journal = j
-	if o.Volatile {
-		o.Conf = append(o.Conf, "Storage=volatile")
-	} else {
+	if !o.Volatile {
 		// What systemd-journal-flush.service leaves behind at boot.
 		if err := errors.Join(os.WriteFile(journalSockets+"/flushed", nil, 0o644), j.MakePersistent()); err != nil {
 			t.Fatal(err)
@@ -72,7 +70,7 @@ func (h *Host) Journal(t testing.TB, o JournalOptions) *Journal {
 }
 
 // MakePersistent makes the folder of the permanent journal; journald uses it
-// from its next start or flush on.
+// from the next flush on.
 func (j *Journal) MakePersistent() error {
 	return journalFolder(filepath.Join("/var/log/journal", j.MachineID))
 }
