@@ -113,7 +113,7 @@ func (k *keyFile) text() ([]byte, stat, error) {
 	}
 	f := os.NewFile(uintptr(fd), k.path)
 	defer f.Close()
-	if err := k.custody.readers(k.path, &st); err != nil {
+	if err := private(k.path, &st); err != nil {
 		return nil, st, err
 	}
 	buf := make([]byte, maxKeyFile+1)
@@ -127,29 +127,14 @@ func (k *keyFile) text() ([]byte, stat, error) {
 	return buf[:n], st, nil
 }
 
-// readers checks who besides the owner may read a secret.
-func (c custody) readers(path string, st *stat) error {
-	const danger = "who could forge logins with what is in it"
-	remedy := "chmod 0400 " + path + ", and chown it to popgate's user"
-	switch {
-	case st.Mode&syscall.S_IROTH != 0:
-		return &distrust{path, "can be read by everybody, " + danger, remedy}
-	case st.Mode&syscall.S_IRGRP == 0:
+// private refuses a secret that others than its owner can read. With an access
+// list the group bits are the widest of all its entries.
+func private(path string, st *stat) error {
+	if st.Mode&(syscall.S_IRGRP|syscall.S_IROTH) == 0 {
 		return nil
-	case st.Gid != uint32(os.Getegid()) && st.Gid != 0:
-		return &distrust{path, fmt.Sprintf("can be read by group %d, %s", st.Gid, danger), remedy}
 	}
-	// With an access list the group bits are the widest of all its entries.
-	if n, err := syscall.Getxattr(path, "system.posix_acl_access", nil); err == nil && n > 0 {
-		return &distrust{path, "has an access list that lets others read it, " + danger, "setfacl -b " + path}
-	}
-	switch who, err := c.ordinaryMember(st.Gid); {
-	case err != nil:
-		return &distrust{path, fmt.Sprintf("can be read by group %d, and who is in it can't be told (%v)", st.Gid, err), remedy}
-	case who != "":
-		return &distrust{path, fmt.Sprintf("can be read by group %d, to which user %s belongs, %s", st.Gid, who, danger), remedy}
-	}
-	return nil
+	return &distrust{path, fmt.Sprintf("has mode %04o, so that others can read it and forge logins", st.Mode&0o7777),
+		"chown popgate " + path + " and chmod 0400 " + path + ", then write a new secret into it"}
 }
 
 // readSecrets reads the lines of a key file.

@@ -32,20 +32,20 @@ func readReport(body []byte) (relay.Event, error) {
 		return relay.Event{}, err
 	}
 	success, reject := o.boolean("success"), o.boolean("policy_reject")
-	protocol := o.text("protocol")
+	protocol := o.word("protocol")
 	if o.err != nil {
 		return relay.Event{}, o.err
 	}
 	if !success || reject || protocol != "pop3" && protocol != "imap" {
 		return relay.Event{}, nil
 	}
-	t := told{user: o.text("login"), session: o.optional("session_id"), service: protocol}
-	remote, mech, proxy, nologin := o.text("remote"), o.text("mech"), o.text("proxy"), o.text("nologin")
+	t := told{client: o.word("remote"), user: o.word("login"), session: o.word("session_id"), service: protocol}
+	mech, proxy, nologin := o.word("mech"), o.word("proxy"), o.word("nologin")
 	switch {
 	case o.err != nil:
-		return relay.Event{}, o.err
+		return relay.Event{}, fmt.Errorf("%w; have Dovecot send what docs/dovecot.md says, for 2.3 %s", o.err, reportAttributes)
 	case mech == "":
-		return relay.Event{}, errors.New("mech is empty, so that an anonymous login can't be told apart; " + addAttributes)
+		return relay.Event{}, errors.New("mech is empty, so that an anonymous login can't be told apart")
 	case strings.EqualFold(mech, "ANONYMOUS"):
 		return relay.Event{}, nil
 	case proxy != "no":
@@ -54,7 +54,6 @@ func readReport(body []byte) (relay.Event, error) {
 	case nologin != "no":
 		return relay.Event{}, nil // the password was right, and the login is refused
 	}
-	t.client = remote
 	ev, err := t.event()
 	if errors.Is(err, errNobody) {
 		return relay.Event{}, nil
@@ -127,13 +126,11 @@ type object struct {
 	err    error
 }
 
-const addAttributes = "have Dovecot send what docs/dovecot.md says, for 2.3 " + reportAttributes
-
-// text gives the string under a key, which must be there.
-func (o *object) text(key string) string {
+// word gives the string under a key, which must be there.
+func (o *object) word(key string) string {
 	v, ok := o.values[key]
 	if !ok {
-		o.fail("%s is missing; "+addAttributes, key)
+		o.fail("%s is missing", key)
 		return ""
 	}
 	s, ok := v.(string)
@@ -141,14 +138,6 @@ func (o *object) text(key string) string {
 		o.fail("%s is no string", key)
 	}
 	return s
-}
-
-// optional gives the string under a key, if it is there.
-func (o *object) optional(key string) string {
-	if _, ok := o.values[key]; !ok {
-		return ""
-	}
-	return o.text(key)
 }
 
 // boolean gives what is under a key, which must be true or false itself.

@@ -24,7 +24,7 @@ type Ledger interface {
 // Options are what Watch needs beside the source.
 type Options struct {
 	Format string        // the format's name, for events
-	Parser format.Parser // of this source alone
+	Parser format.Parser // of this source alone; nil for one that tells no lines
 	// NewParser makes a parser for one stream of a source that has several;
 	// nil: it has but one.
 	NewParser func() format.Parser
@@ -58,7 +58,9 @@ func Watch(ctx context.Context, src Source, o Options) {
 		w.TimeZone = time.Local
 	}
 	defer w.health.close()
-	w.Parser.Gap() // what came before is not known to it
+	if w.Parser != nil {
+		w.Parser.Gap() // what came before is not known to it
+	}
 	for ctx.Err() == nil {
 		for r := range src.Records(ctx, w.From, w.Since) {
 			w.record(&r)
@@ -138,7 +140,9 @@ func (w *watch) parser(stream uint64) format.Parser {
 }
 
 func (w *watch) gap(stream uint64, at time.Time) {
-	w.parser(stream).Gap()
+	if p := w.parser(stream); p != nil {
+		p.Gap()
+	}
 	if stream == 0 {
 		for _, p := range w.streams {
 			p.Gap()

@@ -103,19 +103,13 @@ func (k *checker) times(cfg *config.Config) {
 
 // listeners tries what serve will do, as far as a running daemon allows.
 func (k *checker) listeners(cfg *config.Config) {
-	for _, a := range slices.Concat(cfg.Listen.Milter, cfg.Listen.Policy, cfg.Listen.Socketmap, []config.Address{cfg.Listen.Control}) {
+	for _, a := range slices.Concat(cfg.Listen.Milter, cfg.Listen.Policy, cfg.Listen.Socketmap, []config.Address{cfg.Listen.Control, cfg.Listen.Push}) {
+		if a.IsZero() {
+			continue
+		}
 		what := "listener " + a.String()
 		if a.Network != "unix" {
-			l, err := net.Listen(a.Network, a.Address)
-			switch {
-			case err == nil:
-				l.Close()
-				k.ok(what, "")
-			case errors.Is(err, syscall.EADDRINUSE):
-				k.ok(what, "in use; by a running popgate, it is to be hoped")
-			default:
-				k.fail(what, err.Error())
-			}
+			k.listen(what, a)
 			continue
 		}
 		if err := k.socket(a.Address); err != nil {
@@ -131,6 +125,20 @@ func (k *checker) listeners(cfg *config.Config) {
 		if _, err := user.LookupGroup(name); err != nil {
 			k.fail(key, fmt.Sprintf("this host has no group %s; write one it has, such as postfix", name))
 		}
+	}
+}
+
+// listen tries an address.
+func (k *checker) listen(what string, a config.Address) {
+	l, err := net.Listen(a.Network, a.Address)
+	switch {
+	case err == nil:
+		l.Close()
+		k.ok(what, "")
+	case errors.Is(err, syscall.EADDRINUSE):
+		k.ok(what, "in use; by a running popgate, it is to be hoped")
+	default:
+		k.fail(what, err.Error())
 	}
 }
 
@@ -167,6 +175,10 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 			k.journal(ctx, what, &s)
 			continue
 		}
+		if s.Kind == config.KindPush {
+			k.push(what, &s)
+			continue
+		}
 		info, err := os.Stat(s.Path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -185,6 +197,15 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 			k.warn(what, "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users")
 		}
 	}
+}
+
+// push tries what the source will do, as far as a running daemon allows.
+func (k *checker) push(what string, s *config.Source) {
+	if err := watcher.UsableKey(s.KeyFile); err != nil {
+		k.fail(what, err.Error())
+		return
+	}
+	k.listen(what, s.Listen)
 }
 
 // ownFile says whether the last lines of a log are of a file that the server

@@ -76,13 +76,13 @@ func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*d
 	if err != nil {
 		return nil, failWith(exitNo, err)
 	}
-	d.sources = newSources(d, positions, plans)
 	if d.listeners, err = openListeners(e, cfg); err != nil {
 		if d.state != nil {
 			err = errors.Join(err, d.state.Close())
 		}
 		return nil, failWith(exitNo, err)
 	}
+	d.sources = newSources(d, positions, append(plans, planScripts(d.listeners)...))
 	return d, nil
 }
 

@@ -19,7 +19,7 @@ import (
 
 type openListener struct {
 	net.Listener
-	name string // milter, policy, socketmap, control, metrics
+	name string // milter, policy, socketmap, control, metrics, push
 	text string // as the configuration has it
 }
 
@@ -73,20 +73,33 @@ func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
 			return fail(err)
 		}
 	}
+	if len(handed["push"]) > 0 || !cfg.Listen.Push.IsZero() {
+		if err := add("push", cfg.SocketMode, cfg.SocketGroup, cfg.Listen.Push); err != nil {
+			return fail(err)
+		}
+	}
+	for _, l := range open {
+		if l.name != "push" {
+			continue
+		}
+		if err := scriptsOnly(l); err != nil {
+			return fail(err)
+		}
+	}
 	return open, nil
 }
 
-// notInThisRelease refuses listeners that this release doesn't have.
-func notInThisRelease(file string, cfg *config.Config) error {
-	for _, k := range []struct {
-		key   string
-		asked bool
-	}{
-		{"push", !cfg.Listen.Push.IsZero()},
-	} {
-		if k.asked {
-			return config.Error{File: file, Key: "listen." + k.key, Text: "this release of popgate has no such listener; remove the key"}
-		}
+// scriptsOnly holds that a socket for `popgate login` is one only those can
+// write to whom its mode names: whoever can, can have any address granted.
+// systemd makes sockets that everybody can write to unless it is told otherwise.
+func scriptsOnly(l openListener) error {
+	path := l.Addr().String()
+	info, err := os.Stat(path)
+	switch {
+	case l.Addr().Network() != "unix" || err != nil:
+		return fmt.Errorf("listen.push: %s is no unix socket with a path; in the systemd socket unit, write ListenStream=/run/popgate/push.sock", l.text)
+	case info.Mode().Perm()&0o007 != 0:
+		return fmt.Errorf("listen.push: %s has mode %04o, so that everybody could grant himself a relay; in the systemd socket unit, write SocketMode=0660", l.text, info.Mode().Perm())
 	}
 	return nil
 }

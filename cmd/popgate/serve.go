@@ -45,14 +45,11 @@ func newServe(e *env, g *global) *cobra.Command {
 	}
 }
 
-// loadConfig reads the configuration and refuses what this release can't run.
+// loadConfig reads the configuration and refuses what can't be run.
 func loadConfig(path string) (*config.Config, []config.Warning, error) {
 	cfg, warnings, err := config.Load(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, fmt.Errorf("%s: there is no such file; copy milter.yaml.example there, or name another with -c", path)
-	}
-	if err == nil {
-		err = notInThisRelease(path, cfg)
 	}
 	if err == nil {
 		_, err = planSources(path, cfg)

@@ -25,6 +25,7 @@ type plan struct {
 	source watcher.Source
 	parser format.Parser
 	fresh  func() format.Parser // one more, for a stream of the source
+	fixed  bool                 // it came with a listener, and stays when the configuration is read anew
 }
 
 // planSources makes every source's reader and parser. Its errors name the
@@ -34,6 +35,9 @@ func planSources(file string, cfg *config.Config) ([]plan, error) {
 	for i, s := range cfg.Sources {
 		refuse := func(line int, text string) error {
 			return config.Error{File: file, Line: line, Key: fmt.Sprintf("sources[%d]", i), Text: text}
+		}
+		if !cfg.Listen.Push.IsZero() && s.Name == scriptsOf(cfg.Listen.Push.Text) {
+			return nil, refuse(s.Line, fmt.Sprintf("%q is what the socket of listen.push is called; choose another name", s.Name))
 		}
 		p := plan{config: s}
 		line := s.Line
@@ -67,6 +71,26 @@ func planSources(file string, cfg *config.Config) ([]plan, error) {
 		plans = append(plans, p)
 	}
 	return plans, nil
+}
+
+// scriptFormat is what logins told by `popgate login` are marked with.
+const scriptFormat = "login"
+
+// scriptsOf names the source that a socket of `popgate login` is.
+func scriptsOf(address string) string { return "push:" + address }
+
+// planScripts makes a source of each socket of `popgate login`.
+func planScripts(listeners []openListener) []plan {
+	var plans []plan
+	for _, l := range listeners {
+		if l.name != "push" {
+			continue
+		}
+		p := plan{config: config.Source{Name: scriptsOf(l.text), Kind: config.KindPush, Format: scriptFormat}, fixed: true}
+		p.source = named{watcher.NewScript(l.Listener), p.config.Name}
+		plans = append(plans, p)
+	}
+	return plans
 }
 
 // newParser makes a parser of the source's format.
@@ -180,6 +204,11 @@ func (s *sources) swap(plans []plan) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := map[string]*runningSource{}
+	for name, r := range s.running {
+		if r.plan.fixed {
+			next[name] = r
+		}
+	}
 	var stopped []*runningSource
 	for i := range plans {
 		name := plans[i].config.Name

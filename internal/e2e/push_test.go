@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"popgate/internal/control"
@@ -75,12 +76,70 @@ func TestADovecotLoginThatIsReportedMayRelay(t *testing.T) {
 	onBoth(t, pushed(), func(t *testing.T, s *site) {
 		s.reportsTaken(t)
 		deferred(t, s.SMTP(t, mallet), "who logged in before popgate listened is not known")
-		s.POP3(t, alice, "alice").Logout()
-		s.relays(t, s.SMTP(t, alice), "by POP3") // the report is there before the client can send
+		s.login(t, alice)
+		s.relays(t, s.SMTP(t, alice), "by POP3")
 		s.IMAP(t, alice6, "bob").Logout()
+		s.popgate.WaitGrant(t, alice6)
 		s.relays(t, s.SMTP(t, alice6), "by IMAP")
 		s.POP3Fails(t, mallet, "alice")
 		deferred(t, s.SMTP(t, mallet), "a wrong password")
 		s.onlySubjects(t, "by POP3", "by IMAP")
+	})
+}
+
+// postLogin are the lines and the script of docs/dovecot.md that tell popgate of
+// logins without Dovecot's reports.
+const postLoginScript = `#!/bin/sh
+# service = what Dovecot calls this script with: imap or pop3
+service=$1; shift
+if [ "$AUTH_MECH" != ANONYMOUS ]; then
+	/usr/bin/popgate login "$IP" --user="$USER" --service="$service" --socket=/run/popgate/push.sock || true
+fi
+exec "$@"
+`
+
+var postLogin = []string{
+	"service imap {\n  executable = imap imap-postlogin\n}",
+	"service pop3 {\n  executable = pop3 pop3-postlogin\n}",
+	"service imap-postlogin {\n  executable = script-login /etc/dovecot/popgate-login imap\n  user = popgate\n  vsz_limit = 0\n  unix_listener imap-postlogin {\n  }\n}",
+	"service pop3-postlogin {\n  executable = script-login /etc/dovecot/popgate-login pop3\n  user = popgate\n  vsz_limit = 0\n  unix_listener pop3-postlogin {\n  }\n}",
+}
+
+func TestAPostLoginScriptTellsOfALogin(t *testing.T) {
+	set := setup{
+		config: []string{
+			"listen: {milter: [\"unix:" + lab.PostfixSocket + "\"], push: \"unix:/run/popgate/push.sock\"}",
+			"socket_group: postfix",
+			"sources: [{file: /var/log/nothing.log, format: dovecot}]",
+			"ignore_users: [bob]",
+		},
+		dovecot: lab.DovecotOptions{Extra: append([]string{"auth_mechanisms = plain anonymous"}, postLogin...)},
+		prepare: func(t *testing.T) {
+			if err := os.WriteFile("/etc/dovecot/popgate-login", []byte(strings.ReplaceAll(postLoginScript, "/usr/bin/popgate", lab.PopgatePath)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		},
+	}
+	on(t, "postfix", set, func(t *testing.T, s *site) {
+		s.IMAP(t, mallet, "bob").Logout()
+		s.IMAPAnonymous(t, "198.51.100.9").Logout()
+		s.IMAP(t, alice, "alice").Logout()
+		s.popgate.WaitGrant(t, alice) // by now those before it have been judged
+		s.relays(t, s.SMTP(t, alice), "by IMAP")
+		s.POP3(t, alice6, "alice").Logout()
+		s.popgate.WaitGrant(t, alice6)
+		s.relays(t, s.SMTP(t, alice6), "by POP3")
+		for who, client := range map[string]string{"ignored": mallet, "anonymous": "198.51.100.9"} {
+			if s.popgate.Holds(t, client) {
+				t.Errorf("%s: %s has a grant", who, client)
+			}
+		}
+		if src := s.source(t, "push:unix:/run/popgate/push.sock"); src.State != "up" || src.Logins != 3 {
+			t.Errorf("status: %+v, want it up with 3 logins", src)
+		}
+		s.popgate.Stop(t)
+		s.IMAP(t, alice, "alice").Logout() // let in all the same
+		s.popgate.Start(t)
+		s.onlySubjects(t, "by IMAP", "by POP3")
 	})
 }

@@ -18,6 +18,9 @@ import (
 // ConfigFile is where the host's popgate is configured.
 const ConfigFile = "/etc/popgate/milter.yaml"
 
+// PopgatePath is where the host has popgate, for other servers' scripts.
+const PopgatePath = daemonPath
+
 // Daemon is the host's popgate, as `popgate serve`.
 type Daemon struct {
 	*Program

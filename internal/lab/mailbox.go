@@ -53,6 +53,17 @@ func (h *Host) IMAPNamed(t testing.TB, from, user, session string) *Mailbox {
 	return m
 }
 
+// IMAPAnonymous logs in without a password, which Dovecot must have been told to
+// allow.
+func (h *Host) IMAPAnonymous(t testing.TB, from string) *Mailbox {
+	t.Helper()
+	m := openMailbox(t, from, "143", "b LOGOUT")
+	if answer := m.cmd("a AUTHENTICATE ANONYMOUS Zm9v"); !strings.HasPrefix(answer, "a OK") {
+		t.Fatalf("IMAP anonymous login: %s", answer)
+	}
+	return m
+}
+
 // POP3Fails tries to log in with a wrong password. The user name is sent as it
 // is.
 func (h *Host) POP3Fails(t testing.TB, from, user string) {
