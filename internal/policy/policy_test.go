@@ -96,6 +96,12 @@ func added(request string, lines ...string) string {
 	return strings.TrimSuffix(request, "\n") + strings.Join(lines, "\n") + "\n\n"
 }
 
+// requestOf gives a request of a granted client that is so long.
+func requestOf(length int) string {
+	short := asPostfix(bob, "sender=")
+	return asPostfix(bob, "sender="+strings.Repeat("a", length-len(short)))
+}
+
 func TestDelegation(t *testing.T) {
 	for _, tt := range []struct {
 		name, text, want string
@@ -151,10 +157,21 @@ func TestDelegation(t *testing.T) {
 		{"request without recipient", asPostfix(bob, "recipient"), putOff, true},
 		{"request with an empty recipient", asPostfix(bob, "recipient="), putOff, true},
 		{"nothing", "\n", putOff, true},
+		{"largest request", requestOf(maxRequest), yes, false},
+		{"largest request and one byte", requestOf(maxRequest + 1), putOff, true},
 		{"oversized request", asPostfix(bob, "sender="+strings.Repeat("a", maxRequest)), putOff, true},
 		{"oversized request without an end", strings.Repeat("a", maxRequest), putOff, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) { conversation(t, NewDelegation, tt.text, tt.want, tt.ends) })
+	}
+}
+
+// How much is read at once is not for the bound to rely on.
+func TestARequestLongerThanTheLargestIsNoneThoughItsEndWasRead(t *testing.T) {
+	for length, want := range map[int]bool{maxRequest: true, maxRequest + 1: false} {
+		if n, ok := (&delegation{}).whole([]byte(requestOf(length) + "next")); n != length || ok != want {
+			t.Errorf("%d bytes: %d, %t, want %t", length, n, ok, want)
+		}
 	}
 }
 
@@ -217,7 +234,7 @@ func conversation(t *testing.T, make func(Judge, Options) *Server, text, want st
 		defer c.Close()
 		go func() { _, _ = c.Write([]byte(text)) }() // the server may answer before it has all
 		if got := reads(t, c, len(want)); got != want {
-			t.Fatalf("%q\nanswered %q\nwant     %q", text, got, want)
+			t.Fatalf("%.300q\nanswered %q\nwant     %q", text, got, want)
 		}
 		if ends {
 			if got := reads(t, c, 1); got != "" {

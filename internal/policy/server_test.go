@@ -255,6 +255,75 @@ func TestStopAnswersWhatIsWaitingWithATemporaryFailure(t *testing.T) {
 	}
 }
 
+func TestStopLeavesQuestionsSentAheadUnanswered(t *testing.T) {
+	eachDoor(t, func(t *testing.T, d int) {
+		synctest.Test(t, func(t *testing.T) {
+			door, j, told := &doors[d], &witness{}, make(chan struct{})
+			j.waits(told, relay.Decision{})
+			s := door.make(j, Options{})
+			ctx, stop := context.WithCancel(context.Background())
+			p, served := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}, make(chan error, 1)
+			go func() { served <- s.Serve(ctx, p) }()
+			c := p.dial()
+			// So short that all are read together.
+			ask := func(client string) string {
+				if door.name == "socketmap" {
+					return netstring("postfix " + client)
+				}
+				return "request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=" + client + "\nrecipient=x@remote.test\n\n"
+			}
+			_, _ = io.WriteString(c, ask(maybe)+ask(bob)+ask(bob))
+			synctest.Wait()
+			begin := time.Now()
+			stop()
+			synctest.Wait()
+			close(told)
+			if got := reads(t, c, 3*len(door.yes)); got != door.yes || time.Since(begin) != 0 {
+				t.Errorf("answered %q after %v, want one answer at once", got, time.Since(begin))
+			}
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+// lateReader is a connection during whose first reading the server is stopped: the deadline
+// that is to wake a reader comes before the reader's own.
+type lateReader struct {
+	net.Conn
+	stop  func()
+	once  sync.Once
+	woken chan struct{}
+}
+
+func (c *lateReader) SetReadDeadline(at time.Time) error {
+	if at.Before(time.Now()) {
+		defer close(c.woken)
+		return c.Conn.SetReadDeadline(at)
+	}
+	c.once.Do(func() { c.stop(); <-c.woken })
+	return c.Conn.SetReadDeadline(at)
+}
+
+func TestStopDoesNotWaitForAConnectionThatWasAboutToRead(t *testing.T) {
+	eachDoor(t, func(t *testing.T, d int) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, stop := context.WithCancel(context.Background())
+			p, served := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}, make(chan error, 1)
+			s := doors[d].make(&witness{}, Options{})
+			go func() { served <- s.Serve(ctx, p) }()
+			ours, theirs := net.Pipe()
+			defer ours.Close()
+			begin := time.Now()
+			p.conns <- &lateReader{Conn: theirs, stop: stop, woken: make(chan struct{})}
+			if err := <-served; err != nil || time.Since(begin) != 0 {
+				t.Errorf("Serve: %v after %v, want an end at once", err, time.Since(begin))
+			}
+		})
+	})
+}
+
 func TestPanicIsATemporaryFailureAndCostsOneConnection(t *testing.T) {
 	eachDoor(t, func(t *testing.T, d int) {
 		door, log := &doors[d], &lockedBuffer{}
