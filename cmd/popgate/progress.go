@@ -45,12 +45,20 @@ type progressReader struct {
 
 func (r progressReader) Read(b []byte) (int, error) {
 	n, err := r.r.Read(b)
-	r.read += int64(n)
-	if now := r.now(); !now.Before(r.next) {
-		r.next = now.Add(progressEvery)
-		r.show(now)
-	}
+	r.add(n)
 	return n, err
+}
+
+// add counts bytes.
+func (p *progress) add(n int) {
+	if p == nil {
+		return
+	}
+	p.read += int64(n)
+	if now := p.now(); !now.Before(p.next) {
+		p.next = now.Add(progressEvery)
+		p.show(now)
+	}
 }
 
 func (p *progress) show(now time.Time) {

@@ -15,6 +15,7 @@ import (
 
 	"popgate/internal/config"
 	"popgate/internal/relay"
+	"popgate/watcher"
 	"popgate/watcher/format"
 )
 
@@ -23,7 +24,7 @@ type logFlags struct {
 	format                        string
 	pattern, tag, logout, service string // a custom format under test
 	timeZone                      string
-	journal                       []string
+	journal, programs, users      []string
 	since                         string
 	logins, unparsed, none        bool // print these, one a line
 }
@@ -70,6 +71,8 @@ func newTestLog(e *env, g *global) *cobra.Command {
 	s.StringVar(&f.service, "service", "", "with --pattern: the service, where the pattern has no group for it")
 	s.StringVar(&f.timeZone, "time-zone", "", "of stamps without one (default: this host's)")
 	s.StringArrayVar(&f.journal, "journal", nil, "read what this unit logged to the journal; may be repeated")
+	s.StringSliceVar(&f.programs, "programs", nil, "with --journal: the programs whose entries count (default: the format's)")
+	s.StringSliceVar(&f.users, "users", nil, "with --journal: who runs them (default: as the format has it)")
 	s.StringVar(&f.since, "since", "24h", "with --journal: how far back, as 2h, or from when, as \"2026-11-22 02:00\"")
 	s.BoolVar(&f.logins, "logins", false, "print each login and logout")
 	s.BoolVar(&f.unparsed, "unparsed", false, "print the lines that look like a login and match nothing")
@@ -85,6 +88,7 @@ type logTest struct {
 	custom *config.Format // under test
 	zone   *time.Location
 	units  []string
+	trust  watcher.Trust
 	since  time.Time
 
 	cfg   *config.Config
@@ -106,7 +110,7 @@ func newLogTest(e *env, g *global, f *logFlags, given func(string) bool) (*logTe
 	for _, with := range []struct {
 		flag  string
 		needs string
-	}{{"tag", "pattern"}, {"logout", "pattern"}, {"service", "pattern"}, {"since", "journal"}} {
+	}{{"tag", "pattern"}, {"logout", "pattern"}, {"service", "pattern"}, {"since", "journal"}, {"programs", "journal"}, {"users", "journal"}} {
 		if given(with.flag) && !given(with.needs) {
 			return nil, failWith(exitUsage, fmt.Errorf("--%s goes with --%s", with.flag, with.needs))
 		}

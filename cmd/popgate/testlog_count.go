@@ -11,7 +11,7 @@ type fileCount struct {
 	n                                   int // lines
 	foreign, long                       int // foreign: of no known transport, and yet they might matter
 	logins, logouts, restarts, unparsed int
-	fragments                           int
+	fragments, gaps                     int
 	failed                              bool // it could not be read to its end
 	last                                samples
 }
@@ -38,6 +38,7 @@ func (n *logCount) add(f *logFile) {
 	n.restarts += c.restarts
 	n.unparsed += c.unparsed
 	n.fragments += c.fragments
+	n.gaps += c.gaps
 	for _, s := range c.last.inOrder() {
 		n.last.add(s)
 	}

@@ -9,6 +9,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"popgate/internal/config"
+	"popgate/watcher"
 )
 
 // underTest is the name of a format given by --pattern.
@@ -25,7 +26,14 @@ func (t *logTest) readFlags(given func(string) bool) error {
 	}
 	sources := []any{file}
 	if given("journal") {
-		sources = append(sources, map[string]any{"journal": f.journal, "format": "auto"})
+		journal := map[string]any{"journal": f.journal, "format": "auto"}
+		if given("programs") {
+			journal["programs"] = f.programs
+		}
+		if given("users") {
+			journal["users"] = f.users
+		}
+		sources = append(sources, journal)
 	}
 	doc := map[string]any{"sources": sources}
 	if given("pattern") {
@@ -47,7 +55,8 @@ func (t *logTest) readFlags(given func(string) bool) error {
 	}
 	t.zone = cfg.Sources[0].Location
 	if given("journal") {
-		t.units = cfg.Sources[1].Units
+		j := cfg.Sources[1]
+		t.units, t.trust = j.Units, watcher.Trust{Programs: j.Programs, Users: j.Users}
 		if t.since, err = readSince(f.since, t.now, t.zone); err != nil {
 			return err
 		}
@@ -81,7 +90,7 @@ func asFlags(err error) error {
 	for _, e := range all {
 		flag := e.Key
 		for _, k := range []struct{ key, flag string }{
-			{"sources[0].time_zone", "--time-zone"}, {"sources[1]", "--journal"}, {"formats." + underTest + ".", "--"}, {"formats." + underTest, "--pattern"},
+			{"sources[0].time_zone", "--time-zone"}, {"sources[1].programs", "--programs"}, {"sources[1].users", "--users"}, {"sources[1]", "--journal"}, {"formats." + underTest + ".", "--"}, {"formats." + underTest, "--pattern"},
 		} {
 			if rest, ok := strings.CutPrefix(e.Key, k.key); ok {
 				flag = k.flag

@@ -17,6 +17,8 @@ import (
 type sourceEntry struct {
 	File     string   `yaml:"file,omitempty"`
 	Journal  []string `yaml:"journal,omitempty,flow"`
+	Programs []string `yaml:"programs,omitempty,flow"`
+	Users    []string `yaml:"users,omitempty,flow"`
 	Format   string   `yaml:"format"`
 	TimeZone string   `yaml:"time_zone,omitempty"`
 }
@@ -40,7 +42,7 @@ func (t *logTest) nextStep() {
 		case f.logins == 0 || f.name == "-":
 			continue
 		case strings.HasPrefix(f.name, journalName):
-			e.Journal = t.units
+			e.Journal, e.Programs, e.Users = t.units, t.trust.Programs, t.trust.Users
 		default:
 			abs, err := filepath.Abs(f.name)
 			if err != nil {

@@ -1,82 +1,64 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"iter"
-	"os/exec"
-	"strings"
+	"slices"
 
+	"popgate/internal/config"
+	"popgate/internal/relay"
 	"popgate/watcher"
 )
 
-// journalLines reads what the units logged to this host's journal.
+// errJournalGap stands for entries that journald says are missing.
+var errJournalGap = errors.New("entries are missing here")
+
+// journalLines reads what the units logged to this host's journal, with the
+// daemon's own reader: what it would not believe is not there. It ends at the
+// present.
 func (t *logTest) journalLines(ctx context.Context, count *int) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		j, err := t.openJournal(ctx)
+		j, err := watcher.NewJournal(t.units, t.formatName(), t.journalTrust())
 		if err != nil {
 			yield(nil, err)
 			return
 		}
-		defer j.Close()
-		watcher.Lines(t.bar.begin(j, journalName, 0, count))(yield)
-	}
-}
-
-// openJournal has journalctl read what the units logged. It reads the journals
-// of this host alone, and by the unit, which nobody but journald sets.
-func (t *logTest) openJournal(ctx context.Context) (*journalReader, error) {
-	args := []string{"--quiet", "--no-pager", "--output=json", fmt.Sprintf("--since=@%d", t.since.Unix()),
-		"--output-fields=MESSAGE,SYSLOG_IDENTIFIER,SYSLOG_PID,_PID,_HOSTNAME,_SYSTEMD_UNIT"}
-	for _, u := range t.units {
-		args = append(args, "_SYSTEMD_UNIT="+u)
-	}
-	j := &journalReader{cmd: exec.CommandContext(ctx, "journalctl", args...)}
-	j.cmd.Stderr = &j.said
-	var err error
-	if j.ReadCloser, err = j.cmd.StdoutPipe(); err != nil {
-		return nil, err
-	}
-	if err := j.cmd.Start(); err != nil {
-		if errors.Is(err, exec.ErrNotFound) {
-			err = errors.New("journalctl is not installed on this host; --journal needs systemd's journal")
+		t.bar.begin(nil, j.Name(), 0, count)
+		for r := range j.Records(ctx, relay.Position{}, t.since) {
+			switch r.Kind {
+			case watcher.Line:
+				t.bar.add(len(r.Text))
+				if !yield(r.Text, nil) {
+					return
+				}
+			case watcher.Gap:
+				if !yield(nil, errJournalGap) {
+					return
+				}
+			case watcher.Down:
+				yield(nil, r.Err)
+				return
+			case watcher.CaughtUp:
+				return
+			}
 		}
-		return nil, err
-	}
-	return j, nil
-}
-
-// journalReader ends with an error if journalctl did.
-type journalReader struct {
-	io.ReadCloser
-	cmd  *exec.Cmd
-	said bytes.Buffer
-	over bool
-}
-
-func (j *journalReader) Read(p []byte) (int, error) {
-	n, err := j.ReadCloser.Read(p)
-	if n > 0 || err == nil {
-		return n, err
-	}
-	if !j.over {
-		j.over = true
-		if failed := j.cmd.Wait(); failed != nil {
-			return 0, fmt.Errorf("journalctl: %w: %s", failed, quoted(strings.TrimSpace(j.said.String())))
+		if err := ctx.Err(); err != nil {
+			yield(nil, err)
 		}
 	}
-	return 0, err
 }
 
-// Close ends a journalctl that was not read to its end.
-func (j *journalReader) Close() error {
-	if !j.over {
-		j.over = true
-		j.cmd.Process.Kill()
-		j.cmd.Wait()
+// journalTrust says whose entries count: as flags or the configuration's source
+// of these units have it, else as the format has it.
+func (t *logTest) journalTrust() watcher.Trust {
+	if len(t.trust.Programs)+len(t.trust.Users) > 0 {
+		return t.trust
 	}
-	return nil
+	for _, s := range t.cfg.Sources {
+		if s.Kind == config.KindJournal && slices.Equal(s.Units, t.units) {
+			return watcher.Trust{Programs: s.Programs, Users: s.Users}
+		}
+	}
+	return watcher.Trust{}
 }

@@ -57,6 +57,10 @@ func (f *logFile) lines(all iter.Seq2[[]byte, error]) error {
 			f.long++
 			f.parser.Gap()
 			continue
+		case errors.Is(err, errJournalGap):
+			f.gaps++
+			f.parser.Gap()
+			continue
 		case errors.Is(err, watcher.ErrFragment):
 			f.fragments++
 			continue

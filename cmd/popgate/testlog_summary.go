@@ -44,6 +44,7 @@ func (t *logTest) summary() {
 	rows.always("unparsed", n.unparsed, t.aboutUnparsed())
 	rows.add("of no transport known", n.foreign, "though they may name a login")
 	rows.add("longer than 64 KiB", n.long, "dropped whole")
+	rows.add("gaps", n.gaps, "where entries are missing in the journal")
 	rows.add("without a newline", n.fragments, "the last line: not judged")
 	rows.print(out)
 	if len(n.last.inOrder()) > 0 && !t.flags.logins {
@@ -172,6 +173,9 @@ func (t *logTest) lastLogins() {
 func (t *logTest) whyNone() {
 	n := &t.count
 	fmt.Fprintln(t.out, "\nno login was found: is this the POP/IMAP server's log, and is the format right?")
+	if len(t.units) > 0 {
+		fmt.Fprintln(t.out, "  of the journal count only entries that the format's own programs wrote; --programs and --users name others, as in the configuration")
+	}
 	for _, name := range slices.Sorted(maps.Keys(n.others)) {
 		fmt.Fprintf(t.out, "  --format %s would find %d\n", name, n.others[name])
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"popgate/internal/lab"
 	"popgate/internal/relay"
 )
 
@@ -297,6 +298,45 @@ func TestStrangersTextInALogIsHarmless(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestTestLogReadsTheJournalAsTheDaemonWould(t *testing.T) {
+	t.Parallel()
+	lab.Isolated(t, func(t *testing.T, h *lab.Host) {
+		const dovecotLog = "/usr/lib/dovecot/log"
+		j := h.Journal(t, lab.JournalOptions{})
+		h.Replace(t, dovecotLog, "/usr/bin/logger")
+		dovecot := j.Pipe(t, "dovecot.service", 0, dovecotLog, "-t", "dovecot", "-p", "mail.info")
+		forger := j.Pipe(t, "session-1.scope", 1000, "/usr/bin/logger", "-t", "dovecot", "-p", "mail.info")
+		line := "imap-login: Login: user=<%s>, method=PLAIN, rip=%s, lip=192.0.2.1, mpid=4711, session=<abc>\n"
+		fmt.Fprintf(forger, line, "eve", "203.0.113.66")
+		fmt.Fprintf(dovecot, line, "bob", "198.51.100.7")
+		journal := func(args ...string) (string, string, int) {
+			var o, e bytes.Buffer
+			env := processEnv()
+			env.stdout, env.stderr = &o, &e
+			code := run(t.Context(), append([]string{"test-log", "--journal", "dovecot.service"}, args...), env)
+			return o.String(), e.String(), code
+		}
+		until := time.Now().Add(20 * time.Second)
+		out, errs, code := journal("--logins")
+		for code != 0 && time.Now().Before(until) { // until the line has come through logger and journald
+			out, errs, code = journal("--logins")
+		}
+		if code != 0 || !strings.Contains(out, ": login 198.51.100.7 imap bob\n") || strings.Contains(out, "203.0.113.66") ||
+			!strings.Contains(out, "journal: [dovecot.service]\n      format: dovecot\n") {
+			t.Errorf("exit %d: %s%s", code, out, errs)
+		}
+		if out, errs, code = journal("--since", "2001-01-01", "--json"); code != 0 || strings.Count(out, "\n") != 1 || !strings.Contains(out, `{"file":"journal:dovecot.service","line":1,"event":"login","client":"198.51.100.7","user":"bob"`) {
+			t.Errorf("in JSON, exit %d: %s%s", code, out, errs)
+		}
+		if out, errs, code = journal("--programs", "/usr/sbin/other"); code != 1 || !strings.Contains(out, "--programs and --users name others") {
+			t.Errorf("with another program, exit %d: %s%s", code, out, errs)
+		}
+		if out, errs, code = journal("--tag", "dovecot", "--pattern", "login from (?P<client>[0-9.]+)"); code != 1 || !strings.Contains(errs, "does not know which program writes the lines of format mine") {
+			t.Errorf("a format whose programs are unknown, exit %d: %s%s", code, out, errs)
+		}
+	})
 }
 
 // endless is a terminal at which nobody types.
