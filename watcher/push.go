@@ -42,10 +42,14 @@ type PushOptions struct {
 type Push struct {
 	PushOptions
 	custody custody
+	tick    time.Duration // between looks at the key file, and retries
+	within  time.Duration // a report must have been sent
 }
 
 // NewPush makes a source. Nothing is opened before Records.
-func NewPush(o PushOptions) *Push { return &Push{o, newCustody()} }
+func NewPush(o PushOptions) *Push {
+	return &Push{PushOptions: o, custody: newCustody(), tick: tellTick, within: reportIn}
+}
 
 // Name is the source's name unless the configuration gives it another.
 func (p *Push) Name() string { return "push:" + p.Address }
@@ -56,13 +60,12 @@ func (p *Push) Type() string { return "push" }
 // Bounds of what others may send. Dovecot keeps up to 100 connections open, and
 // gives up a report after 2 seconds.
 const (
-	maxReport      = 64 << 10 // Dovecot's own bounds of a client's words are below it
-	maxReporters   = 512      // connections
-	reportIn       = 5 * time.Second
-	reportIdle     = time.Minute
-	tellQueue      = 4096 // logins answered and not yet looked at
-	tellTick       = time.Second
-	lookAtKeyEvery = 5 // ticks
+	maxReport    = 64 << 10 // Dovecot's own bounds of a client's words are below it
+	maxReporters = 512      // connections
+	reportIn     = 5 * time.Second
+	reportIdle   = time.Minute
+	tellQueue    = 4096 // logins answered and not yet looked at
+	tellTick     = time.Second
 )
 
 // Records listens until ctx ends. Neither a position nor a time to begin with
@@ -79,7 +82,7 @@ func (p *Push) Records(ctx context.Context, _ relay.Position, _ time.Time) iter.
 			}
 			select {
 			case <-ctx.Done():
-			case <-time.After(tellTick):
+			case <-time.After(p.tick):
 			}
 		}
 	}
@@ -96,9 +99,9 @@ func (p *Push) listen(ctx context.Context, yield func(Record) bool) error {
 	trouble := d.key.read()
 	srv := &http.Server{
 		Handler:           d,
-		ReadHeaderTimeout: reportIn,
-		ReadTimeout:       reportIn,
-		WriteTimeout:      reportIn,
+		ReadHeaderTimeout: p.within,
+		ReadTimeout:       p.within,
+		WriteTimeout:      p.within,
 		IdleTimeout:       reportIdle,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          log.New(io.Discard, "", 0), // only what strangers sent
@@ -116,9 +119,9 @@ func (p *Push) listen(ctx context.Context, yield func(Record) bool) error {
 	}()
 	h := handing{post: d.post, yield: yield}
 	h.state(trouble)
-	tick := time.NewTicker(tellTick)
+	tick := time.NewTicker(p.tick)
 	defer tick.Stop()
-	for n := 1; !h.stopped; n++ {
+	for !h.stopped {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -131,9 +134,7 @@ func (p *Push) listen(ctx context.Context, yield func(Record) bool) error {
 			h.lost()
 		case <-tick.C:
 			h.tick()
-			if n%lookAtKeyEvery == 0 || h.trouble != nil {
-				h.state(d.key.read())
-			}
+			h.state(d.key.read())
 		}
 	}
 	return nil
