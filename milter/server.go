@@ -2,18 +2,17 @@ package milter
 
 import (
 	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	gomilter "github.com/emersion/go-milter"
 
+	"popgate/internal/listen"
 	"popgate/internal/relay"
 )
 
@@ -96,7 +95,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer close(housekept)
 
 	unhook := context.AfterFunc(ctx, func() { _ = ln.Close() })
-	err := l.accept(ctx, ln)
+	err := listen.Accept(ctx, ln, s.options.Log.With("door", "milter"), func() { s.counts.acceptErrors.Add(1) }, l.serve)
 	if unhook() {
 		_ = ln.Close()
 	}
@@ -121,53 +120,6 @@ type listener struct {
 
 func newListener(s *Server, judging context.Context) *listener {
 	return &listener{server: s, judging: judging, conns: map[*conn]struct{}{}, empty: make(chan struct{}, 1)}
-}
-
-// accept takes connections until ctx ends or the listener breaks.
-func (l *listener) accept(ctx context.Context, ln net.Listener) error {
-	const firstPause, longestPause = 5 * time.Millisecond, time.Second
-	pause := time.Duration(0)
-	for {
-		nc, err := ln.Accept()
-		switch {
-		case err == nil:
-			if pause > 0 {
-				l.server.options.Log.Info("milter listener accepts again", "listen", ln.Addr())
-				pause = 0
-			}
-			l.serve(nc)
-			continue
-		case ctx.Err() != nil:
-			return nil
-		case !transient(err):
-			return err
-		}
-		l.server.counts.acceptErrors.Add(1)
-		if pause == 0 {
-			l.server.options.Log.Error("milter listener can't accept, MTAs will answer 4xx until it can",
-				"listen", ln.Addr(), "error", err)
-		}
-		pause = min(max(2*pause, firstPause), longestPause)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
-}
-
-// transient says whether an error of accept is about one connection or about
-// something that is short at the moment, so that trying again is right
-// (accept(2)).
-func transient(err error) bool {
-	for _, e := range [...]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED,
-		syscall.EPROTO, syscall.EPERM, syscall.EINTR, syscall.EAGAIN, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.EHOSTUNREACH,
-		syscall.ENETUNREACH, syscall.ENOPROTOOPT, syscall.EOPNOTSUPP, syscall.ETIMEDOUT} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // serve hands one connection to a library server of its own, so that its

@@ -20,9 +20,10 @@ var arrows = map[string][]string{
 	"popgate/internal/control": {"popgate/internal/relay"},
 	"popgate/internal/logging": {"popgate/internal/gate"},
 	"popgate/internal/metrics": {"popgate/internal/relay", "github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/collectors", "github.com/prometheus/client_golang/prometheus/promhttp"},
-	"popgate/internal/policy":  {"popgate/internal/relay"},
+	"popgate/internal/listen":  {},
+	"popgate/internal/policy":  {"popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
-	"popgate/milter":           {"popgate/internal/relay", "github.com/emersion/go-milter"},
+	"popgate/milter":           {"popgate/internal/listen", "popgate/internal/relay", "github.com/emersion/go-milter"},
 	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
 	"popgate/watcher/format":   {"popgate/internal/relay"},
 }

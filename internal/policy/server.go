@@ -2,15 +2,14 @@ package policy
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
+	"popgate/internal/listen"
 	"popgate/internal/relay"
 )
 
@@ -110,7 +109,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer stopReporting()
 
 	unhook := context.AfterFunc(ctx, func() { _ = ln.Close() })
-	err := l.accept(ctx, ln)
+	err := listen.Accept(ctx, ln, s.options.Log.With("door", s.door), func() { s.counts.acceptErrors.Add(1) }, l.start)
 	if unhook() {
 		_ = ln.Close()
 	}
@@ -130,51 +129,6 @@ type listener struct {
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}
-}
-
-// accept takes connections until ctx ends or the listener breaks. Whatever is
-// short at the moment, descriptors say, it waits for.
-func (l *listener) accept(ctx context.Context, ln net.Listener) error {
-	log := l.server.options.Log
-	var pause time.Duration
-	for {
-		nc, err := ln.Accept()
-		switch {
-		case err == nil:
-			if pause > 0 {
-				log.Info("listener accepts again", "door", l.server.door, "listen", ln.Addr())
-				pause = 0
-			}
-			l.start(nc)
-			continue
-		case ctx.Err() != nil:
-			return nil
-		case broken(err):
-			return err
-		}
-		l.server.counts.acceptErrors.Add(1)
-		if pause == 0 {
-			log.Error("listener can't accept, MTAs will put remote recipients off until it can",
-				"door", l.server.door, "listen", ln.Addr(), "error", err)
-		}
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
-		}
-	}
-}
-
-// broken says whether accept can't ever succeed again; all else is about one
-// connection or about something that is short (accept(2)).
-func broken(err error) bool {
-	for _, e := range [...]error{net.ErrClosed, syscall.EBADF, syscall.EINVAL, syscall.ENOTSOCK} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // start gives a connection its goroutine, if there is room for it.
