@@ -192,7 +192,7 @@ func Judge(r *relay.Rules, own func(netip.Addr) bool, ev *relay.Event, now, then
 		return Never
 	case r.Ignores(ev.User):
 		return User
-	case ev.Time.After(now.Add(maxFuture)):
+	case ev.Time.Sub(now) > maxFuture:
 		return Future
 	case then.Sub(ev.Time) >= r.GrantTTL:
 		return Stale
