@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -111,5 +113,39 @@ func TestHealthzSaysWhatIsWrong(t *testing.T) {
 	}
 	if _, text := get(t, c, "/metrics"); !strings.Contains(text, "popgate_problems 1\n") {
 		t.Errorf("popgate_problems is not 1")
+	}
+}
+
+var metricName = regexp.MustCompile(`\bpopgate_[a-z_]+`)
+
+// Alerts and dashboard name metrics that there are, and the page names all.
+func TestContribNamesMetricsThatThereAre(t *testing.T) {
+	_, c := metricsSite(t)
+	_, text := get(t, c, "/metrics")
+	have := map[string]bool{"popgate_decisions_total": true, "popgate_logins_total": true, // shown from the first on
+		"popgate_source_last_line_timestamp_seconds": true, "popgate_source_last_login_timestamp_seconds": true}
+	for line := range strings.Lines(text) {
+		if name, ok := strings.CutPrefix(line, "# TYPE popgate_"); ok {
+			have["popgate_"+strings.Fields(name)[0]] = true
+		}
+	}
+	page := map[string]bool{}
+	for _, file := range []string{"contrib/prometheus/popgate.rules.yml", "contrib/grafana/popgate.json", "docs/monitoring.md"} {
+		text, err := os.ReadFile("../../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range metricName.FindAllString(string(text), -1) {
+			name = strings.TrimSuffix(name, "_bucket")
+			page[name] = true
+			if !have[name] {
+				t.Errorf("%s names %s, which popgate does not show", file, name)
+			}
+		}
+	}
+	for name := range have {
+		if !page[name] {
+			t.Errorf("docs/monitoring.md does not name %s", name)
+		}
 	}
 }
