@@ -1,6 +1,9 @@
 package e2e
 
 import (
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 
 	"popgate/internal/lab"
@@ -8,18 +11,121 @@ import (
 
 // onSyslog runs a test on a site with Postfix whose Dovecot logs through
 // syslog, and whose popgate listens.
-func onSyslog(t *testing.T, source string, test func(t *testing.T, s *site)) {
-	set := setup{dovecot: lab.DovecotOptions{Syslog: true}, config: []string{"sources: [" + source + "]"}}
+func onSyslog(t *testing.T, sources string, test func(t *testing.T, s *site)) {
+	set := setup{dovecot: lab.DovecotOptions{Syslog: true}, config: []string{sources}}
 	on(t, "postfix", set, test)
 }
 
-func TestRsyslogOverTCP(t *testing.T) {
-	onSyslog(t, `{syslog: "tcp:127.0.0.1:1514", format: dovecot, hosts: [mx1], insecure: true}`, func(t *testing.T, s *site) {
-		deferred(t, s.SMTP(t, mallet), "nobody has been heard yet")
-		s.Rsyslog(t, `mail.* action(type="omfwd" target="127.0.0.1" port="1514" protocol="tcp" TCP_Framing="octet-counted" queue.type="LinkedList" action.resumeInterval="1" action.resumeRetryCount="-1")`)
-		s.login(t, alice)
-		s.relays(t, s.SMTP(t, alice), "over rsyslog")
-		deferred(t, s.SMTP(t, mallet), "what was sent before is lost")
-		s.onlySubjects(t, "over rsyslog")
-	})
+// example is one of docs/syslog.md: what popgate is told, and what the daemon.
+type example struct{ title, sources, daemon, conf string }
+
+var exampleSection = regexp.MustCompile("(?s)^([^\n]+)\n.*?```yaml\n(.*?)```.*?```(rsyslog|syslog-ng|busybox)\n(.*?)```")
+
+func examples(t *testing.T) []example {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/syslog.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []example
+	for section := range strings.SplitSeq(string(text), "\n## ") {
+		if m := exampleSection.FindStringSubmatch(section); m != nil {
+			all = append(all, example{m[1], m[2], m[3], m[4]})
+		}
+	}
+	return all
+}
+
+// send starts the example's daemon.
+func (x example) send(t *testing.T, s *site) *lab.Syslogd {
+	t.Helper()
+	switch x.daemon {
+	case "rsyslog":
+		return s.Rsyslog(t, x.conf)
+	case "syslog-ng":
+		return s.SyslogNG(t, x.conf)
+	}
+	return s.BusyBoxSyslogd(t, strings.Fields(x.conf)[2:]...)
+}
+
+// Each example of docs/syslog.md: before its daemon sends nobody is refused,
+// and its Dovecot's logins grant.
+func TestTheExamplesOfSyslogGrant(t *testing.T) {
+	all := examples(t)
+	if len(all) < 9 {
+		t.Errorf("docs/syslog.md has %d examples", len(all))
+	}
+	for _, x := range all {
+		t.Run(x.title, func(t *testing.T) {
+			onSyslog(t, "sources:"+strings.TrimPrefix(x.sources, "sources:"), func(t *testing.T, s *site) {
+				if strings.Contains(x.sources, "tls:") {
+					// It is down until they are there.
+					s.Certificates(t, "/etc/popgate/tls", "popgate.example.org", "/etc/ssl/mx1", "mx1.example.org")
+				}
+				deferred(t, s.SMTP(t, mallet), "nobody has been heard yet")
+				x.send(t, s)
+				s.Logs(t, 0, "test", "the daemon is there")
+				s.login(t, alice)
+				s.IMAP(t, alice6, "bob").Logout()
+				s.popgate.WaitGrant(t, alice6)
+				s.relays(t, s.SMTP(t, alice), "by syslog")
+				deferred(t, s.SMTP(t, mallet), "what was sent before is lost")
+				s.popgate.Must(t, "status")
+				s.onlySubjects(t, "by syslog")
+			})
+		})
+	}
+}
+
+// The examples but the last take what any local user has logged for what the
+// server has logged, and say so; the last one does not.
+func TestALocalUserForgesALogin(t *testing.T) {
+	const forged = "pop3-login: Login: user=<alice>, method=PLAIN, rip=" + mallet + ", lip=127.0.0.1, mpid=1, session=<AAAAAAAAAAA>"
+	for _, x := range examples(t) {
+		guarded := x.title == "Only what the server wrote"
+		if !guarded && x.title != "rsyslog over a unix socket" {
+			continue
+		}
+		t.Run(x.title, func(t *testing.T) {
+			onSyslog(t, "sources:"+strings.TrimPrefix(x.sources, "sources:"), func(t *testing.T, s *site) {
+				x.send(t, s)
+				s.Logs(t, 65534, "dovecot", forged)
+				s.login(t, alice) // by now the line before it has been read
+				if got := s.popgate.Holds(t, mallet); got == guarded {
+					t.Errorf("a login forged by a local user grants: %v", got)
+				}
+				out, _ := s.popgate.Run(t, "check")
+				if !strings.Contains(out, "logins can be forged by every local user") {
+					t.Errorf("popgate check does not say so:\n%s", out)
+				}
+			})
+		})
+	}
+}
+
+// rsyslog ends and starts again, and popgate does: nobody is refused for what
+// may have been lost, and all is well again by itself.
+func TestSyslogHealsWhenEitherEndRestarts(t *testing.T) {
+	for _, x := range examples(t) {
+		if x.title != "rsyslog over TCP" {
+			continue
+		}
+		onSyslog(t, "sources:"+strings.TrimPrefix(x.sources, "sources:"), func(t *testing.T, s *site) {
+			daemon := x.send(t, s)
+			s.login(t, alice)
+			daemon.Stop(t)
+			lab.Until(t, "popgate notices that nobody sends", func() bool { _, code := s.popgate.Run(t, "status"); return code == 5 })
+			deferred(t, s.SMTP(t, mallet), "nobody sends")
+			s.relays(t, s.SMTP(t, alice), "granted before")
+			daemon = x.send(t, s)
+			s.login(t, "198.51.100.8")
+			s.popgate.Must(t, "status")
+			s.popgate.Stop(t)
+			s.POP3(t, "198.51.100.9", "bob").Logout() // rsyslog keeps it
+			s.popgate.Start(t)
+			s.popgate.WaitGrant(t, "198.51.100.9")
+			s.popgate.Must(t, "status")
+			s.onlySubjects(t, "granted before")
+		})
+	}
 }
