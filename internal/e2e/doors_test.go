@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"io"
+	"net"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"popgate/contrib"
 	"popgate/internal/lab"
@@ -217,6 +220,46 @@ func TestClosedDoorStaysShutAndLocalMailFlowsWhilePopgateIsOutOfReach(t *testing
 			turnedAway(t, s.SMTP(t, mallet), trouble.name+" and over, stranger")
 		}
 		s.onlySubjects(t, "frozen and over", "out of descriptors and over")
+	})
+}
+
+// Left to themselves, sendmail and Postfix's socket map would wait for 30 and
+// 100 seconds.
+func TestClosedDoorIsToldSoonThatPopgateHasNoDescriptorLeft(t *testing.T) {
+	patient := slices.DeleteFunc(slices.Clone(doors), func(d *door) bool { return !d.patient })
+	through(t, patient, setup{}, func(t *testing.T, s *site) {
+		s.login(t, alice)
+		s.popgate.Descriptors(t, s.popgate.LastDescriptor(t)+1)
+		var idle []net.Conn
+		defer func() {
+			for _, c := range idle {
+				c.Close()
+			}
+		}()
+		lab.Until(t, "every descriptor is in use", func() bool {
+			c, err := net.Dial("unix", s.setup.door.socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			idle = append(idle, c)
+			// One that has never asked is not kept for long.
+			if _, err := io.WriteString(c, "9:popgate x,"); err != nil {
+				return true
+			}
+			_, err = c.Read(make([]byte, 1))
+			return err != nil
+		})
+		for _, from := range []string{alice, mallet} {
+			begin := time.Now()
+			s.unable(t, s.SMTP(t, from), "no descriptor left, "+from)
+			if took := time.Since(begin); took > 15*time.Second {
+				t.Errorf("%s: an answer after %v", from, took)
+			}
+			s.takesLocal(t, s.SMTP(t, from), "no descriptor left, local mail from "+from)
+		}
+		s.popgate.Descriptors(t, 1024)
+		lab.Until(t, "popgate is back", func() bool { return !s.SMTP(t, alice).Send("back", "x@remote.test")[0].Is(4) })
+		turnedAway(t, s.SMTP(t, mallet), "back, stranger")
 	})
 }
 
