@@ -61,7 +61,13 @@ func (c *cutter) next(b []byte) (line []byte, used int, what cut) {
 // as a live one: for each line its text (good until the next one) or
 // ErrLongLine, at the end ErrFragment if the last line has no newline, and the
 // error that ended the reading, if one did.
-func Lines(r io.Reader) iter.Seq2[[]byte, error] {
+func Lines(r io.Reader) iter.Seq2[[]byte, error] { return LinesBut(r, nil) }
+
+// LinesBut is Lines without the lines that skip passes over. skip is given a
+// block that begins where a line does, and says how many bytes of it it passes
+// over: whole lines, with their line ends. What was handed over before has been
+// dealt with by then. It is asked again after each line.
+func LinesBut(r io.Reader, skip func(block []byte) int) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		r, err := unpacked(r)
 		if err != nil {
@@ -75,6 +81,9 @@ func Lines(r io.Reader) iter.Seq2[[]byte, error] {
 			n, err := r.Read(buf[end:])
 			end += n
 			for start < end {
+				if skip != nil && !c.skipping {
+					start += skip(buf[start:end])
+				}
 				line, used, what := c.next(buf[start:end])
 				start += used
 				if what == cutMore {

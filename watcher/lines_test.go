@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -116,4 +118,61 @@ func FuzzLines(f *testing.F) {
 			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
 	})
+}
+
+// TestLinesBut passes over lines that begin with "-", and finds all others,
+// however the reader hands its bytes over.
+func TestLinesBut(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	var log []byte
+	for i := range 30000 {
+		switch n := random.IntN(1000); {
+		case n == 0:
+			log = append(append(log, "-long"...), bytes.Repeat([]byte("x"), MaxLine+random.IntN(3*chunk))...)
+		case n == 1:
+			log = append(append(log, "+as long as may be"...), bytes.Repeat([]byte("x"), MaxLine-18)...)
+		case n < 100:
+			log = fmt.Appendf(log, "+%d", i)
+		case n < 110:
+		default:
+			log = append(fmt.Appendf(log, "-%d", i), "............................"[:random.IntN(28)]...)
+		}
+		log = append(log, '\n')
+	}
+	log = append(log, "+no end"...)
+	skip := func(block []byte) (n int) {
+		for {
+			i := bytes.IndexByte(block[n:], '\n')
+			if i < 1 || i > 100 || block[n] != '-' {
+				return n
+			}
+			n += i + 1
+		}
+	}
+	type got struct {
+		line string
+		err  error
+	}
+	var want []got
+	for line, err := range Lines(bytes.NewReader(log)) {
+		if !bytes.HasPrefix(line, []byte("-")) || err != nil {
+			want = append(want, got{string(line), err})
+		}
+	}
+	if len(want) < 1000 {
+		t.Fatalf("%d lines to find", len(want))
+	}
+	for name, r := range map[string]io.Reader{
+		"at once": bytes.NewReader(log), "in halves": iotest.HalfReader(bytes.NewReader(log)), "with its end": iotest.DataErrReader(bytes.NewReader(log)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var have []got
+			for line, err := range LinesBut(r, skip) {
+				have = append(have, got{string(line), err})
+			}
+			if !slices.Equal(have, want) {
+				t.Errorf("%d lines, want %d", len(have), len(want))
+			}
+		})
+	}
 }

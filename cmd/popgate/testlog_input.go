@@ -15,10 +15,10 @@ import (
 )
 
 // logInput is one log to read: its lines, or the error that ended it, as
-// watcher.Lines gives them.
+// watcher.LinesBut gives them.
 type logInput struct {
 	name  string // as given; "-" for standard input
-	lines func(ctx context.Context, count *int) iter.Seq2[[]byte, error]
+	lines func(ctx context.Context, count *int, skip func(block []byte) int) iter.Seq2[[]byte, error]
 }
 
 // journalName begins the name of what comes from the journal.
@@ -32,15 +32,15 @@ func (t *logTest) inputs(args []string) []logInput {
 		args = []string{"-"}
 	}
 	for _, name := range args {
-		ins = append(ins, logInput{name, func(ctx context.Context, count *int) iter.Seq2[[]byte, error] {
-			return t.fileLines(ctx, name, count)
+		ins = append(ins, logInput{name, func(ctx context.Context, count *int, skip func([]byte) int) iter.Seq2[[]byte, error] {
+			return t.fileLines(ctx, name, count, skip)
 		}})
 	}
 	return ins
 }
 
 // fileLines reads a file or standard input.
-func (t *logTest) fileLines(ctx context.Context, name string, count *int) iter.Seq2[[]byte, error] {
+func (t *logTest) fileLines(ctx context.Context, name string, count *int, skip func([]byte) int) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		open := openLog
 		if name == "-" {
@@ -52,7 +52,7 @@ func (t *logTest) fileLines(ctx context.Context, name string, count *int) iter.S
 			return
 		}
 		defer r.Close()
-		watcher.Lines(t.bar.begin(r, quoted(name), size, count))(yield)
+		watcher.LinesBut(t.bar.begin(r, quoted(name), size, count), skip)(yield)
 	}
 }
 

@@ -16,8 +16,8 @@ var errJournalGap = errors.New("entries are missing here")
 
 // journalLines reads what the units logged to this host's journal, with the
 // daemon's own reader: what it would not believe is not there. It ends at the
-// present.
-func (t *logTest) journalLines(ctx context.Context, count *int) iter.Seq2[[]byte, error] {
+// present. Nothing is skipped: in the journal's spelling any line may matter.
+func (t *logTest) journalLines(ctx context.Context, count *int, _ func([]byte) int) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		j, err := watcher.NewJournal(t.units, t.formatName(), t.journalTrust())
 		if err != nil {

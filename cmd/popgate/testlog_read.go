@@ -31,9 +31,12 @@ func (t *logTest) read(ctx context.Context, in logInput) error {
 		return err
 	}
 	f := &logFile{logTest: t, shown: quoted(in.name), parser: p, trial: newTrial(t.formatName())}
+	if !t.asJSON && !t.flags.logins {
+		format.BareLogouts(p)
+	}
 	f.fileCount = fileCount{name: in.name, format: t.formatName()}
 	f.front = append(appendJSONString([]byte(`{"file":`), in.name), `,"line":`...)
-	err = f.lines(in.lines(ctx, &f.n))
+	err = f.lines(in.lines(ctx, &f.n, f.skip))
 	t.bar.end()
 	var warning string
 	if err != nil {
@@ -68,8 +71,8 @@ func (f *logFile) lines(all iter.Seq2[[]byte, error]) error {
 			return err
 		}
 		f.n++
-		if !f.trial.active() && !format.MayMatter(f.parser, line) {
-			if f.flags.none && f.custom == nil {
+		if f.flags.none && !f.trial.active() && !format.MayMatter(f.parser, line) {
+			if f.custom == nil {
 				f.print(line)
 			}
 			continue
@@ -80,9 +83,19 @@ func (f *logFile) lines(all iter.Seq2[[]byte, error]) error {
 }
 
 // line reads a line that may matter.
+// skip passes over lines of which nobody wants more than their number.
+func (f *logFile) skip(block []byte) int {
+	if f.flags.none || f.trial.active() {
+		return 0
+	}
+	n, lines := format.Skip(f.parser, block)
+	f.n += lines
+	return n
+}
+
 func (f *logFile) line(line []byte) {
 	m := &f.message
-	if !format.Split(line, m) {
+	if !format.SplitFor(f.parser, line, m) {
 		if format.MayMatter(f.parser, line) {
 			f.foreign++
 		}

@@ -17,6 +17,8 @@ type auto struct {
 	// courier sees every message before the choice, for its defence lives on
 	// what came before.
 	courier courier
+
+	bareLogouts bool // see BareLogouts
 }
 
 func (a *auto) Gap() {
@@ -37,6 +39,9 @@ func (a *auto) Parse(m *Message) (relay.Event, Result) {
 			a.chosen = &a.courier
 		default:
 			a.chosen = formats[a.name]()
+		}
+		if a.bareLogouts {
+			BareLogouts(a.chosen)
 		}
 	}
 	e, result := a.chosen.Parse(m)

@@ -19,7 +19,15 @@ import (
 //
 // Dovecot writes U and, for trusted front ends, S without escaping, so a user
 // or session that holds a field's end is refused, wherever it stands.
-type dovecot struct{}
+type dovecot struct {
+	// host is that of the last line and the blank after it. It only makes
+	// mayMatter and SplitFor quicker.
+	host struct {
+		text [64]byte
+		len  int
+	}
+	bareLogouts bool // see BareLogouts
+}
 
 func (*dovecot) Gap() {}
 
@@ -33,7 +41,7 @@ var (
 	versionChars = chars(letters + digits + ".-+~")
 )
 
-func (*dovecot) Parse(m *Message) (relay.Event, Result) {
+func (d *dovecot) Parse(m *Message) (relay.Event, Result) {
 	file := m.Transport == DovecotFile
 	if !file && string(m.Tag) != "dovecot" {
 		return relay.Event{}, None
@@ -50,13 +58,13 @@ func (*dovecot) Parse(m *Message) (relay.Event, Result) {
 	case "managesieve-login":
 		return dovecotLogin(s, relay.Sieve, file)
 	case "pop3":
-		return dovecotLogout(s, relay.POP3, file)
+		return dovecotLogout(s, relay.POP3, file, d.bareLogouts)
 	case "imap":
-		return dovecotLogout(s, relay.IMAP, file)
+		return dovecotLogout(s, relay.IMAP, file, d.bareLogouts)
 	case "submission":
-		return dovecotLogout(s, relay.Submission, file)
+		return dovecotLogout(s, relay.Submission, file, d.bareLogouts)
 	case "sieve", "managesieve":
-		return dovecotLogout(s, relay.Sieve, file)
+		return dovecotLogout(s, relay.Sieve, file, d.bareLogouts)
 	case "master":
 		return dovecotMaster(s, file)
 	}
@@ -154,8 +162,17 @@ func (s *scanner) dovecotFields(e *relay.Event, mpid bool) (method []byte, ok bo
 	if len(session) == 0 || !s.lit(">") || !s.done() {
 		return nil, false
 	}
-	e.User, e.Client, e.Session = string(user), client, string(session)
+	e.Client = client
+	e.User, e.Session = twoStrings(user, session)
 	return method, true
+}
+
+// twoStrings copies two texts at the price of one allocation: logins and
+// logouts are a good part of what is read.
+func twoStrings(a, b []byte) (string, string) {
+	var room [128]byte
+	both := string(append(append(room[:0], a...), b...))
+	return both[:len(a)], both[len(a):]
 }
 
 // dovecotSecurity takes ", TLS" or ", secured", and the TLS layer's last word
@@ -200,7 +217,7 @@ func looksLikeDovecotLogin(rest []byte) bool {
 //	(U)<pid><S>: Disconnected: ...    the default of 2.3 and 2.4
 //	(U,A): Disconnected: ...          "%s(%u,%r): "
 //	(U): Disconnected: ...            the default of 2.2
-func dovecotLogout(s scanner, service relay.Service, file bool) (relay.Event, Result) {
+func dovecotLogout(s scanner, service relay.Service, file, bare bool) (relay.Event, Result) {
 	e := relay.Event{Kind: relay.Logout, Service: service}
 	if !s.lit("(") {
 		return relay.Event{}, None
@@ -210,15 +227,15 @@ func dovecotLogout(s scanner, service relay.Service, file bool) (relay.Event, Re
 		return relay.Event{}, None
 	}
 	s.lit(")")
+	var session []byte
 	if s.lit("<") {
 		if !s.word(&digitChars) || !s.lit("><") {
 			return relay.Event{}, None
 		}
-		session := s.run(&sessionChars)
+		session = s.run(&sessionChars)
 		if len(session) == 0 || !s.lit(">") {
 			return relay.Event{}, None
 		}
-		e.Session = string(session)
 	} else if i := bytes.IndexByte(user, ','); i >= 0 {
 		if e.Client, ok = parseAddr(user[i+1:]); !ok {
 			return relay.Event{}, None
@@ -231,7 +248,9 @@ func dovecotLogout(s scanner, service relay.Service, file bool) (relay.Event, Re
 	if !s.lit("Disconnected: ") && !s.lit("Disconnected for ") && !s.lit("Logged out") && !s.lit("Connection closed") || hasControl(s.rest) {
 		return relay.Event{}, None
 	}
-	e.User = string(user)
+	if !bare {
+		e.User, e.Session = twoStrings(user, session)
+	}
 	return e, Logout
 }
 

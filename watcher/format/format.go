@@ -80,3 +80,14 @@ func New(name string) (Parser, error) {
 	}
 	return nil, fmt.Errorf("%q is not a log format popgate reads; choose one of %s", name, strings.Join(Names(), ", "))
 }
+
+// BareLogouts tells a parser that its caller only counts logouts: it may give
+// them without user and session, which saves a copy of both.
+func BareLogouts(p Parser) {
+	switch p := p.(type) {
+	case *dovecot:
+		p.bareLogouts = true
+	case *auto:
+		p.bareLogouts = true
+	}
+}

@@ -83,6 +83,7 @@ func FuzzSplit(f *testing.F) {
 		if !bytes.Equal(line, kept) {
 			t.Fatalf("%q: changed to %q", kept, line)
 		}
+		checkSplitFor(t, line)
 		if ok {
 			if at, zoned, ok := m.Stamp.Time(arrived, time.UTC); ok && !zoned && at.After(arrived) {
 				t.Errorf("%q: stamp %v lies after the arrival", line, at)

@@ -1,6 +1,8 @@
 package format
 
 import (
+	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"strings"
 	"unicode"
@@ -60,13 +62,12 @@ func (s *scanner) word(set *charset) bool { return len(s.run(set)) > 0 }
 
 // until takes the text before the first stop byte, and leaves that byte.
 func (s *scanner) until(stop byte) (text []byte, ok bool) {
-	for i, c := range s.rest {
-		if c == stop {
-			text, s.rest = s.rest[:i], s.rest[i:]
-			return text, true
-		}
+	i := bytes.IndexByte(s.rest, stop)
+	if i < 0 {
+		return nil, false
 	}
-	return nil, false
+	text, s.rest = s.rest[:i], s.rest[i:]
+	return text, true
 }
 
 // address takes an IP address: all that can belong to one, so that never a
@@ -194,6 +195,15 @@ func hexDigit(c byte) (int, bool) {
 // legal form, with room to spare.
 const maxUser = 400
 
+// plainBytes are the ASCII characters that a user name may hold without a
+// further look: no controls, no end of a field, no "=".
+var plainBytes = func() (set charset) {
+	for c := ' '; c <= '~'; c++ {
+		set[c] = !strings.ContainsRune("<>,[]=", c)
+	}
+	return set
+}()
+
 // plainUser says whether a user name can't be confused with the line around
 // it: none of the bytes that close a field in one of the formats, no second
 // address field, no control characters, valid UTF-8. A login of any other
@@ -204,13 +214,18 @@ func plainUser(b []byte) bool {
 	}
 	ascii := true
 	for i, c := range b {
+		if plainBytes[c] {
+			continue
+		}
 		switch {
-		case c < ' ', c == 0x7f, c == '<', c == '>', c == ',', c == '[', c == ']':
-			return false
-		case c == '=' && i >= 2 && b[i-1] == 'p' && b[i-2] == 'i': // ip=, rip=, lip=
-			return false
+		case c == '=':
+			if i >= 2 && b[i-1] == 'p' && b[i-2] == 'i' { // ip=, rip=, lip=
+				return false
+			}
 		case c >= utf8.RuneSelf:
 			ascii = false
+		default:
+			return false
 		}
 	}
 	return ascii || plainUTF8(b)
@@ -241,6 +256,19 @@ func plainUTF8(b []byte) bool {
 
 // hasControl says whether text holds an ASCII control character.
 func hasControl(b []byte) bool {
+	// Eight bytes at a time. The high bit of a byte is set in low if it is
+	// below ' ', and in del if it is 0x7f, unless it is above ASCII. A borrow may
+	// set it in a byte above one that has it rightly, never where none has.
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for len(b) >= 8 {
+		w := binary.LittleEndian.Uint64(b)
+		low := w - ones*' '
+		del := (w ^ ones*0x7f) - ones
+		if (low|del)&^w&highs != 0 {
+			return true
+		}
+		b = b[8:]
+	}
 	for _, c := range b {
 		if c < ' ' || c == 0x7f {
 			return true
