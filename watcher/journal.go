@@ -49,9 +49,10 @@ const (
 // with the folders, or with journald, there is one remedy: begin again behind the
 // last entry that was handed over.
 type Journal struct {
-	units []string
-	proof proof
-	now   func() time.Time
+	units  []string
+	proof  proof
+	now    func() time.Time
+	proved time.Duration // how often journalctl is asked whether all was told
 }
 
 // NewJournal names the units whose logins are read and the format they log in.
@@ -63,7 +64,7 @@ func NewJournal(units []string, formatName string, own Trust) (*Journal, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &Journal{units: units, proof: p, now: time.Now}, nil
+	return &Journal{units: units, proof: p, now: time.Now, proved: provedEvery}, nil
 }
 
 // Name is the source's name in configuration and status.
@@ -84,7 +85,6 @@ func (j *Journal) Records(ctx context.Context, from relay.Position, since time.T
 		}
 		for r.session() {
 		}
-		r.settle()
 	}
 }
 

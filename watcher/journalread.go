@@ -67,16 +67,20 @@ func (r *journalReader) session() bool {
 	if err == nil && !r.over() {
 		err = r.follow(dir, place)
 	}
-	r.live, r.goal = false, nil
 	if r.over() {
+		r.settle() // the last word: where it got to
 		return false
 	}
+	r.live, r.goal = false, nil
 	if errors.Is(err, errMoved) {
 		return true
 	}
 	r.whole = errors.Is(err, errSilent)
+	// One that lived for long may be started again at once.
+	if r.pause = min(max(2*r.pause, firstPause), lastPause); r.now().Sub(r.began) > 10*r.pause {
+		r.pause = firstPause
+	}
 	r.failed(err)
-	r.pause = min(max(2*r.pause, firstPause), lastPause)
 	select {
 	case <-r.ctx.Done():
 	case <-time.After(r.pause):
@@ -93,7 +97,7 @@ func (r *journalReader) failed(err error) {
 		r.failing = r.now()
 	}
 	certain := errors.Is(err, fs.ErrPermission) || errors.Is(err, errNoJournalctl)
-	if !certain && r.now().Sub(r.failing) < prompt {
+	if !certain && r.now().Add(r.pause).Sub(r.failing) < prompt {
 		return
 	}
 	err = fmt.Errorf("source %s: %w", r.Name(), err)
@@ -363,7 +367,7 @@ func (r *journalReader) tick() error {
 				return err
 			}
 		}
-	case now.Sub(r.goalAt) > provedEvery:
+	case now.Sub(r.goalAt) > r.proved:
 		if err := r.aim(); err != nil {
 			return err
 		}
@@ -388,7 +392,7 @@ func (r *journalReader) arrived() error {
 		}
 	}
 	r.live, r.news = true, true
-	r.trouble, r.failing, r.pause, r.whole = "", time.Time{}, 0, false
+	r.trouble, r.failing, r.whole = "", time.Time{}, false
 	r.settle()
 	return nil
 }
