@@ -100,13 +100,12 @@ type logTest struct {
 
 	out   *bufio.Writer
 	text  []byte // of the line that is printed
-	stamp stampCache
 	count logCount
 	bar   *progress // nil: nobody is looking
 }
 
 func newLogTest(e *env, g *global, f *logFlags, given func(string) bool) (*logTest, error) {
-	t := &logTest{e: e, asJSON: g.json, flags: f, now: e.now().Wall, out: bufio.NewWriterSize(e.stdout, 64<<10)}
+	t := &logTest{e: e, asJSON: g.json, flags: f, now: e.now().Wall.Round(0), out: bufio.NewWriterSize(e.stdout, 64<<10)}
 	for _, with := range []struct {
 		flag  string
 		needs string

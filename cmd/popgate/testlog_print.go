@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 	"strconv"
+	"strings"
+	"time"
 
 	"popgate/internal/relay"
 	"popgate/watcher/format"
@@ -68,8 +70,8 @@ func (f *logFile) printEventJSON(ev *relay.Event, result format.Result, timed bo
 		}
 	}
 	if timed {
-		b = append(b, `,"time":`...)
-		b = append(b, f.stamp.rfc...)
+		b = append(b, `,"time":"`...)
+		b = append(ev.Time.AppendFormat(b, time.RFC3339Nano), '"')
 	}
 	b = append(b, `,"format":`...)
 	f.write(append(appendJSONString(b, f.format), '}'))
@@ -84,10 +86,18 @@ func (f *logFile) printJSON(line []byte, result format.Result) {
 	f.write(append(appendJSONString(b, string(line)), '}'))
 }
 
+// jsonPlain are the bytes that stand in JSON as they are.
+var jsonPlain = func() (plain [256]bool) {
+	for c := ' '; c < 0x7f; c++ {
+		plain[c] = !strings.ContainsRune(`"\<>&`, c)
+	}
+	return plain
+}()
+
 // appendJSONString writes what printJSON would.
 func appendJSONString(b []byte, s string) []byte {
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+		if !jsonPlain[s[i]] {
 			quoted, _ := json.Marshal(s) // a string: it can't fail
 			return append(b, asciiJSON(quoted)...)
 		}

@@ -17,11 +17,12 @@ import (
 type logFile struct {
 	*logTest
 	fileCount
-	shown   string // its name, fit for a terminal
-	front   []byte // of its objects
-	parser  format.Parser
-	message format.Message
-	trial   *trial // nil: a login has been found, so nobody asks what else might be read
+	shown    string // its name, fit for a terminal
+	front    []byte // of its objects
+	parser   format.Parser
+	message  format.Message
+	calendar format.Calendar
+	trial    *trial // nil: a login has been found, so nobody asks what else might be read
 }
 
 // read reads one log to its end.
@@ -30,10 +31,10 @@ func (t *logTest) read(ctx context.Context, in logInput) error {
 	if err != nil {
 		return err
 	}
-	f := &logFile{logTest: t, shown: quoted(in.name), parser: p, trial: newTrial(t.formatName())}
 	if !t.asJSON && !t.flags.logins {
 		format.BareLogouts(p)
 	}
+	f := &logFile{logTest: t, shown: quoted(in.name), parser: p, trial: newTrial(t.formatName())}
 	f.fileCount = fileCount{name: in.name, format: t.formatName()}
 	f.front = append(appendJSONString([]byte(`{"file":`), in.name), `,"line":`...)
 	err = f.lines(in.lines(ctx, &f.n, f.skip))
@@ -82,7 +83,6 @@ func (f *logFile) lines(all iter.Seq2[[]byte, error]) error {
 	return nil
 }
 
-// line reads a line that may matter.
 // skip passes over lines of which nobody wants more than their number.
 func (f *logFile) skip(block []byte) int {
 	if f.flags.none || f.trial.active() {
@@ -93,6 +93,7 @@ func (f *logFile) skip(block []byte) int {
 	return n
 }
 
+// line reads a line that may matter.
 func (f *logFile) line(line []byte) {
 	m := &f.message
 	if !format.SplitFor(f.parser, line, m) {
@@ -142,15 +143,17 @@ func (f *logFile) event(ev *relay.Event, m *format.Message, result format.Result
 	}
 	timed := false
 	if result == format.Login || f.asJSON {
-		ev.Time, timed = f.stamp.time(m, f.now, f.zone)
+		ev.Time, timed = f.time(m)
 	}
 	if result == format.Logout {
 		f.logouts++
 	} else {
 		f.logins++
-		f.count.services[ev.Service]++
-		f.count.outcomes[ledger.Judge(f.rules, f.own.is, ev, f.now, f.now)]++
-		f.last.add(sample{f.shown, f.n, *ev})
+		if !f.asJSON { // which has no summary
+			f.count.services[ev.Service]++
+			f.count.outcomes[ledger.Judge(f.rules, f.own.is, ev, f.now, f.now)]++
+			f.last.add(sample{f.shown, f.n, *ev})
+		}
 	}
 	switch {
 	case f.asJSON:
@@ -160,23 +163,11 @@ func (f *logFile) event(ev *relay.Event, m *format.Message, result format.Result
 	}
 }
 
-// stampCache remembers the last stamp read: on a busy host many lines have the
-// same, and what a stamp without a year means is dear to find out.
-type stampCache struct {
-	text  string
-	at    time.Time
-	known bool
-	rfc   []byte // at, as JSON has it
-}
-
-func (c *stampCache) time(m *format.Message, now time.Time, zone *time.Location) (time.Time, bool) {
-	if text := m.Stamp.String(); text != c.text {
-		at, zoned, ok := m.Stamp.Time(now, zone)
-		if ok && !zoned {
-			at = at.In(zone)
-		}
-		c.text, c.at, c.known = text, at, ok
-		c.rfc = append(at.AppendFormat(append(c.rfc[:0], '"'), time.RFC3339Nano), '"')
+// time gives a message's own time, in the zone it was read in if it has none.
+func (f *logFile) time(m *format.Message) (at time.Time, known bool) {
+	at, zoned, known := f.calendar.Time(m.Stamp, f.now, f.zone)
+	if known && !zoned {
+		at = at.In(f.zone)
 	}
-	return c.at, c.known
+	return at, known
 }
