@@ -160,7 +160,8 @@ func (g *global) client() (*control.Client, error) {
 		return control.NewClient(path), nil
 	}
 	c, _, err := config.Load(g.config)
-	if errors.Is(err, os.ErrNotExist) && g.config == defaultConfig {
+	if (errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission)) && g.config == defaultConfig {
+		// Members of control_group need not be able to read the file.
 		c, err = config.Default(), nil
 	}
 	if err != nil {
