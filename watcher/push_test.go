@@ -20,7 +20,7 @@ import (
 
 const (
 	goodKey   = "0123456789abcdef0123456789abcdef"
-	goodLogin = `{"login":"alice","mech":"PLAIN","nologin":"no","protocol":"imap","proxy":"no","remote":"198.51.100.7","session_id":"GJuxzetgWtPGM2QH","success":true,"policy_reject":false,"tls":false}`
+	goodLogin = `{"login":"alice","mech":"PLAIN","nologin":"no","protocol":"imap","host":"no","remote":"198.51.100.7","session_id":"GJuxzetgWtPGM2QH","success":true,"policy_reject":false,"tls":false}`
 )
 
 // pushStage is a Push that runs.

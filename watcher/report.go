@@ -16,7 +16,7 @@ import (
 // reportAttributes is what Dovecot 2.3 must be told to send; how 2.4 writes it
 // stands in docs/dovecot.md.
 const reportAttributes = "auth_policy_request_attributes = login=%{requested_username} remote=%{rip} protocol=%s session_id=%{session} mech=%m " +
-	"proxy=%{passdb:proxy:no} nologin=%{passdb:nologin:no}"
+	"host=%{passdb:host:no} nologin=%{passdb:nologin:no}"
 
 // readReport reads the body of one of Dovecot's reports about a login. The zero
 // event is a report that concerns no grant. An error is a report that may be
@@ -40,7 +40,10 @@ func readReport(body []byte) (relay.Event, error) {
 		return relay.Event{}, nil
 	}
 	t := told{client: o.word("remote"), user: o.word("login"), session: o.word("session_id"), service: protocol}
-	mech, proxy, nologin := o.word("mech"), o.word("proxy"), o.word("nologin")
+	mech, host, nologin := o.word("mech"), o.word("host"), "no"
+	if _, ok := o.values["nologin"]; ok { // 2.4 can't tell
+		nologin = o.word("nologin")
+	}
 	switch {
 	case o.err != nil:
 		return relay.Event{}, fmt.Errorf("%w; have Dovecot send what docs/dovecot.md says, for 2.3 %s", o.err, reportAttributes)
@@ -48,8 +51,9 @@ func readReport(body []byte) (relay.Event, error) {
 		return relay.Event{}, errors.New("mech is empty, so that an anonymous login can't be told apart")
 	case strings.EqualFold(mech, "ANONYMOUS"):
 		return relay.Event{}, nil
-	case proxy != "no":
-		// The password is checked by the server behind, if it is checked here at all.
+	case host != "no":
+		// Proxied: the password is checked by the server behind, if it is checked
+		// here at all.
 		return relay.Event{}, nil
 	case nologin != "no":
 		return relay.Event{}, nil // the password was right, and the login is refused

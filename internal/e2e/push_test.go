@@ -26,7 +26,7 @@ var reporting = []string{
 	"auth_policy_hash_nonce = popgate",
 	"auth_policy_check_before_auth = no",
 	"auth_policy_check_after_auth = no",
-	"auth_policy_request_attributes = login=%{requested_username} remote=%{rip} protocol=%s session_id=%{session} mech=%m proxy=%{passdb:proxy:no} nologin=%{passdb:nologin:no}",
+	"auth_policy_request_attributes = login=%{requested_username} remote=%{rip} protocol=%s session_id=%{session} mech=%m host=%{passdb:host:no} nologin=%{passdb:nologin:no}",
 }
 
 // pushed is a site whose popgate reads no log.
@@ -134,12 +134,135 @@ func TestAPostLoginScriptTellsOfALogin(t *testing.T) {
 				t.Errorf("%s: %s has a grant", who, client)
 			}
 		}
-		if src := s.source(t, "push:unix:/run/popgate/push.sock"); src.State != "up" || src.Logins != 3 {
-			t.Errorf("status: %+v, want it up with 3 logins", src)
-		}
+		lab.Until(t, "status shows the three logins that were told", func() bool {
+			src := s.source(t, "push:unix:/run/popgate/push.sock")
+			return src.State == "up" && src.Logins == 3
+		})
+		s.popgate.Must(t, "reload")
+		s.IMAP(t, "198.51.100.10", "alice").Logout()
+		s.popgate.WaitGrant(t, "198.51.100.10") // the socket is the one that was there
 		s.popgate.Stop(t)
 		s.IMAP(t, alice, "alice").Logout() // let in all the same
 		s.popgate.Start(t)
 		s.onlySubjects(t, "by IMAP", "by POP3")
+	})
+}
+
+// reporting24 are the lines of docs/dovecot.md for Dovecot 2.4.
+var reporting24 = []string{
+	"auth_policy_server_url = http://127.0.0.1:4001/",
+	"auth_policy_server_api_header = X-API-Key:" + pushKey,
+	"auth_policy_hash_nonce = popgate",
+	"auth_policy_check_before_auth = no",
+	"auth_policy_check_after_auth = no",
+	`auth_policy_request_attributes {
+  login = %{requested_username}
+  remote = %{remote_ip}
+  protocol = %{protocol}
+  session_id = %{session}
+  mech = %{mechanism}
+  host = %{passdb:host | default('no')}
+}`,
+}
+
+// oddUsers is a second user database. What proxies to the POP3 port fails at
+// once.
+const (
+	oddUsers = `shut:{PLAIN}secret::::::nologin=y
+nets:{PLAIN}secret::::::allow_nets=10.0.0.0/8
+proxied:{PLAIN}::::::proxy=y nopassword=y host=127.0.0.1 port=110
+guest:{PLAIN}secret::::::
+`
+	oddUsersFile = "/etc/dovecot/odd-users"
+)
+
+// odd are the lines of the table below that both Dovecots understand.
+var odd = []string{
+	"auth_mechanisms = plain login anonymous",
+	"auth_anonymous_username = guest",
+	"mail_max_userip_connections = 1",
+}
+
+// For each way in which Dovecot finds a password right and lets nobody in:
+// whether it has reported a success before, and what popgate makes of it.
+func reportsBeforeRefusals(t *testing.T, h *lab.Host, p *lab.Daemon, shutGrants bool) {
+	held := h.IMAP(t, "198.51.100.20", "bob")
+	defer held.Close()
+	for _, tt := range []struct {
+		what, from, command string
+		ok, granted         bool
+	}{
+		{"a wrong password", "198.51.100.21", "LOGIN alice wrong", false, false},
+		{"no such user", "198.51.100.22", "LOGIN nobody secret", false, false},
+		{"allow_nets of others", "198.51.100.23", "LOGIN nets secret", false, false},
+		{"proxied, with any password", "198.51.100.24", "LOGIN proxied wrong", false, false},
+		{"anonymous under another name", "198.51.100.25", "AUTHENTICATE ANONYMOUS Zm9v", true, false},
+		{"nologin", "198.51.100.26", "LOGIN shut secret", false, shutGrants},
+		// The password was right: its owner is known.
+		{"too many connections", "198.51.100.20", "LOGIN bob secret", false, true},
+	} {
+		answer := h.IMAPAnswers(t, tt.from, tt.command)
+		if ok := strings.HasPrefix(answer, "OK"); ok != tt.ok {
+			t.Errorf("%s: Dovecot answers %q", tt.what, answer)
+		}
+		// A login that is reported later is in the ledger later.
+		marker := strings.Replace(tt.from, "198.51.100.", "203.0.113.", 1)
+		h.POP3(t, marker, "alice").Logout()
+		p.WaitGrant(t, marker)
+		if got := p.Holds(t, tt.from); got != tt.granted {
+			t.Errorf("%s: granted %v, want %v", tt.what, got, tt.granted)
+		}
+	}
+}
+
+// popgateForReports starts a popgate that takes reports, and no MTA.
+func popgateForReports(t *testing.T, h *lab.Host) *lab.Daemon {
+	t.Helper()
+	writeKey(t, pushKey)
+	return h.Popgate(t, fmt.Sprintf("local_domains: [local.test]\nlocal_domains_from: none\nsources: [{push: 127.0.0.1:4001, format: dovecot, key_file: %s}]\n", pushFile))
+}
+
+func TestWhatDovecot23ReportsBeforeItRefuses(t *testing.T) {
+	t.Parallel()
+	lab.WithDaemon(t, func(t *testing.T, h *lab.Host) {
+		p := popgateForReports(t, h)
+		if err := os.WriteFile(oddUsersFile, []byte(oddUsers), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		h.Dovecot(t, lab.DovecotOptions{Extra: append(append(odd, reporting...), "passdb {\n  driver = passwd-file\n  args = "+oddUsersFile+"\n}")})
+		reportsBeforeRefusals(t, h, p, false)
+	})
+}
+
+func TestWhatDovecot24ReportsBeforeItRefuses(t *testing.T) {
+	t.Parallel()
+	lab.WithDovecot24(t, func(t *testing.T, h *lab.Host) {
+		p := popgateForReports(t, h)
+		h.Dovecot24(t, lab.DovecotOptions{Extra: append(append(odd, reporting24...), "passdb odd {\n  driver = passwd-file\n  passwd_file_path = "+oddUsersFile+"\n}")},
+			map[string]string{oddUsersFile: oddUsers})
+		reportsBeforeRefusals(t, h, p, true)
+	})
+}
+
+// postLogin24 are the lines of docs/dovecot.md for Dovecot 2.4.
+var postLogin24 = []string{
+	"service imap {\n  executable = imap imap-postlogin\n}",
+	"service pop3 {\n  executable = pop3 pop3-postlogin\n}",
+	"service imap-postlogin {\n  executable = script-login /etc/dovecot/popgate-login imap\n  user = popgate\n  vsz_limit = 0\n  unix_listener imap-postlogin {\n  }\n}",
+	"service pop3-postlogin {\n  executable = script-login /etc/dovecot/popgate-login pop3\n  user = popgate\n  vsz_limit = 0\n  unix_listener pop3-postlogin {\n  }\n}",
+}
+
+func TestAPostLoginScriptOfDovecot24TellsOfALogin(t *testing.T) {
+	t.Parallel()
+	lab.WithDovecot24(t, func(t *testing.T, h *lab.Host) {
+		p := h.Popgate(t, "local_domains: [local.test]\nlocal_domains_from: none\nlisten: {push: \"unix:/run/popgate/push.sock\"}\nsources: [{file: /var/log/nothing.log, format: dovecot}]\n")
+		h.Dovecot24(t, lab.DovecotOptions{Extra: postLogin24},
+			map[string]string{"/etc/dovecot/popgate-login": strings.ReplaceAll(postLoginScript, "/usr/bin/popgate", lab.PopgatePath)})
+		h.IMAP(t, alice, "alice").Logout()
+		p.WaitGrant(t, alice)
+		h.POP3(t, alice6, "bob").Logout()
+		p.WaitGrant(t, alice6)
+		p.Stop(t)
+		h.IMAP(t, alice, "alice").Logout() // let in all the same
 	})
 }

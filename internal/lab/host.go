@@ -80,6 +80,7 @@ func mounts(tree string) error {
 		mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"),
 		bindDaemon(), // its cache may lie in what is hidden next
 		bindExim(tree+"/exim"),
+		bindTrixie(),
 		mount("overlay", "/usr", "overlay", 0, "lowerdir="+tree+"/root/usr:/usr"),
 		overlay("/etc", tree+"/root/etc:/etc"),
 		overlay("/var", "/var"),

@@ -64,6 +64,21 @@ func (h *Host) IMAPAnonymous(t testing.TB, from string) *Mailbox {
 	return m
 }
 
+// IMAPAnswers gives the answer to one IMAP command in a session of its own,
+// without its tag; empty when the server hangs up instead.
+func (h *Host) IMAPAnswers(t testing.TB, from, command string) string {
+	t.Helper()
+	m := openMailbox(t, from, "143", "b LOGOUT")
+	defer m.Close()
+	fmt.Fprintf(m.conn, "a %s\r\n", command)
+	for {
+		line, err := m.r.ReadLine()
+		if answer, ok := strings.CutPrefix(line, "a "); ok || err != nil {
+			return answer
+		}
+	}
+}
+
 // POP3Fails tries to log in with a wrong password. The user name is sent as it
 // is.
 func (h *Host) POP3Fails(t testing.TB, from, user string) {
