@@ -12,6 +12,7 @@ import (
 
 	"popgate/internal/ledger"
 	"popgate/internal/relay"
+	"popgate/watcher/format"
 )
 
 // summary prints what was found, and what to do next.
@@ -172,12 +173,22 @@ func (t *logTest) lastLogins() {
 // whyNone helps where no login was found.
 func (t *logTest) whyNone() {
 	n := &t.count
-	fmt.Fprintln(t.out, "\nno login was found: is this the POP/IMAP server's log, and is the format right?")
+	if n.n == 0 {
+		fmt.Fprintln(t.out, "\nno login was found, for no line was read")
+	} else {
+		fmt.Fprintln(t.out, "\nno login was found: is this the POP/IMAP server's log, and is the format right?")
+	}
 	if len(t.units) > 0 {
 		fmt.Fprintln(t.out, "  of the journal count only entries that the format's own programs wrote; --programs and --users name others, as in the configuration")
 	}
 	for _, name := range slices.Sorted(maps.Keys(n.others)) {
 		fmt.Fprintf(t.out, "  --format %s would find %d\n", name, n.others[name])
+	}
+	if n.tags["imap4d"] > 0 {
+		// Only GNU Mailutils has this tag.
+		if _, err := format.New("mailutils"); err != nil {
+			fmt.Fprintf(t.out, "  %v\n", err)
+		}
 	}
 	if t.custom != nil {
 		if count := n.tags[t.custom.Tag]; count > 0 {

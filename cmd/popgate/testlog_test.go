@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"popgate/internal/control"
 	"popgate/internal/lab"
 	"popgate/internal/relay"
 )
@@ -191,6 +192,37 @@ func TestTestLogReadsSeveralLogsAndSaysWhatItCouldNot(t *testing.T) {
 	for _, text := range []string{"30\n  a.log ", "  10  6 logins, 1 unparsed\n  missing.log ", "   0  0 logins, not read to its end\n  -  ", "  18  in the format dovecot", "   1  the last line: not judged"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("stdout lacks %q:\n%s", text, out)
+		}
+	}
+}
+
+func TestTestLogWithoutALoginSaysWhy(t *testing.T) {
+	mailutils := "Nov 22 02:06:10 mx1 imap4d[371]: User 'alice' logged in\n"
+	for _, tt := range []struct{ name, log, says string }{
+		{"an empty log", "", "no line was read"},
+		{"a server that logs no address", mailutils, "Mailutils' pop3d and imap4d log no client address"},
+		{"another program's log", "Nov 22 02:06:10 mx1 sshd[371]: Accepted password for bob from 198.51.100.7\n", "the programs in it: sshd (1)"},
+		{"no log at all", "What a nice day\n", "is this the POP/IMAP server's log"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if out, errs, code := testLog(t, strings.NewReader(tt.log)); code != 1 || errs != "" || !strings.Contains(out, tt.says) {
+				t.Errorf("exit %d, want 1 with %q: %s%s", code, tt.says, out, errs)
+			}
+		})
+	}
+}
+
+func TestStatusTellsWhatASourceMissesAndHowFarBehindItIs(t *testing.T) {
+	var out bytes.Buffer
+	e := processEnv()
+	e.stdout = &out
+	st := control.Status{Health: "ok", Sources: []control.Source{{Name: "file:/var/log/mail\x1b.log", Type: "file", State: "starting", Lag: 5400, Gaps: 1, Missed: 2, Skipped: 300}}}
+	if err := printStatus(&e, &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{`"file:/var/log/mail\x1b.log": starting`, "still reading what was logged 1h30m ago", "1 gap, where lines may be missing", "passed over 300 bytes unread, 2 times"} {
+		if !strings.Contains(out.String(), text) {
+			t.Errorf("status lacks %q:\n%s", text, out.String())
 		}
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -124,6 +126,35 @@ func TestEveryCallArrivesAndIsAnswered(t *testing.T) {
 	}
 }
 
+func TestAClientThatIsTurnedAwayBeforeItAsksHearsWhy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	away := make(chan struct{})
+	go func() {
+		c, err := ln.Accept()
+		if err == nil {
+			io.WriteString(c, goAway)
+			c.Close()
+		}
+		close(away)
+	}()
+	c := NewClient(path)
+	transport := c.http.Transport.(*http.Transport)
+	dial := transport.DialContext
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		<-away
+		return conn, err
+	}
+	if _, err := c.Status(t.Context()); !errors.Is(err, ErrForbidden) {
+		t.Errorf("%v, want ErrForbidden", err)
+	}
+}
+
 func TestNoDaemonIsUnreachable(t *testing.T) {
 	_, err := NewClient(filepath.Join(t.TempDir(), "none")).Status(t.Context())
 	if !errors.Is(err, ErrUnreachable) {
@@ -162,7 +193,10 @@ func TestMain(m *testing.M) {
 		c := NewClient(path)
 		_, read := c.Status(context.Background())
 		_, write := c.Grant(context.Background(), GrantRequest{Client: bob.Client})
-		json.NewEncoder(os.Stdout).Encode(map[string]bool{"read": read == nil, "write": write == nil})
+		watch := false
+		ctx, stop := context.WithCancel(context.Background())
+		c.Watch(ctx, WatchLogins, func() { watch = true; stop() }, func(*Seen) error { return nil })
+		json.NewEncoder(os.Stdout).Encode(map[string]bool{"read": read == nil, "watch": watch, "write": write == nil})
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -211,8 +245,8 @@ func TestOtherUsersMayNothingAndTheGroupMayRead(t *testing.T) {
 			if err := json.Unmarshal(out, &may); err != nil {
 				t.Fatal(err)
 			}
-			if may["read"] != tt.read || may["write"] != tt.write {
-				t.Errorf("read %v, want %v; write %v, want %v", may["read"], tt.read, may["write"], tt.write)
+			if may["read"] != tt.read || may["watch"] != tt.read || may["write"] != tt.write {
+				t.Errorf("read %v, watch %v, want %v; write %v, want %v", may["read"], may["watch"], tt.read, may["write"], tt.write)
 			}
 			if d.granted.Client.IsValid() {
 				t.Error("the daemon was reached")
