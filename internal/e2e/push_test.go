@@ -248,8 +248,8 @@ func TestWhatDovecot24ReportsBeforeItRefuses(t *testing.T) {
 var postLogin24 = []string{
 	"service imap {\n  executable = imap imap-postlogin\n}",
 	"service pop3 {\n  executable = pop3 pop3-postlogin\n}",
-	"service imap-postlogin {\n  executable = script-login /etc/dovecot/popgate-login imap\n  user = popgate\n  vsz_limit = 0\n  unix_listener imap-postlogin {\n  }\n}",
-	"service pop3-postlogin {\n  executable = script-login /etc/dovecot/popgate-login pop3\n  user = popgate\n  vsz_limit = 0\n  unix_listener pop3-postlogin {\n  }\n}",
+	"service imap-postlogin {\n  executable = script-login /etc/dovecot/popgate-login imap\n  user = popgate\n  vsz_limit = unlimited\n  unix_listener imap-postlogin {\n  }\n}",
+	"service pop3-postlogin {\n  executable = script-login /etc/dovecot/popgate-login pop3\n  user = popgate\n  vsz_limit = unlimited\n  unix_listener pop3-postlogin {\n  }\n}",
 }
 
 func TestAPostLoginScriptOfDovecot24TellsOfALogin(t *testing.T) {
