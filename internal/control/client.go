@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"sync"
+	"syscall"
 	"time"
 )
 
@@ -39,10 +41,47 @@ func NewClient(path string) *Client {
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
+			c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
+			if err != nil {
+				return nil, err
+			}
+			return newHasty(c), nil
 		},
 	}
 	return c
+}
+
+// hasty is a connection whose other end may answer and hang up before it has
+// read: the doorman does so to users who may not come in. What he said is heard
+// when the question has been put, though that is written to nobody.
+type hasty struct {
+	net.Conn
+	asked chan struct{}
+	ask   func() // closes asked
+}
+
+func newHasty(c net.Conn) *hasty {
+	asked := make(chan struct{})
+	return &hasty{c, asked, sync.OnceFunc(func() { close(asked) })}
+}
+
+func (h *hasty) Read(p []byte) (int, error) {
+	<-h.asked
+	return h.Conn.Read(p)
+}
+
+func (h *hasty) Write(p []byte) (int, error) {
+	defer h.ask()
+	n, err := h.Conn.Write(p)
+	if errors.Is(err, syscall.EPIPE) {
+		return len(p), nil
+	}
+	return n, err
+}
+
+func (h *hasty) Close() error {
+	defer h.ask()
+	return h.Conn.Close()
 }
 
 // Ask asks what the daemon would answer now.
