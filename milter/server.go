@@ -64,12 +64,11 @@ func setDefault[T int | time.Duration](v *T, d T) {
 type Server struct {
 	judge     Judge
 	options   Options
+	room      *listen.Room
 	counts    counts
 	lastPanic atomic.Pointer[string] // not yet reported
 
 	mu       sync.Mutex
-	open     int
-	perPeer  map[netip.Addr]int
 	reported Stats // what the last summary said
 	summary  time.Time
 }
@@ -77,7 +76,7 @@ type Server struct {
 // NewServer makes a server that asks j.
 func NewServer(j Judge, o Options) *Server {
 	o.setDefaults()
-	return &Server{judge: j, options: o, perPeer: map[netip.Addr]int{}}
+	return &Server{judge: j, options: o, room: listen.NewRoom(o.MaxConns, o.MaxConnsPerPeer, o.Allow)}
 }
 
 // Serve answers the MTAs that connect to ln until ctx ends, and then for at
@@ -127,7 +126,7 @@ func newListener(s *Server, judging context.Context) *listener {
 // The library's Serve returns at once, with its own goroutine at work. Its
 // Close is never called: it would race with Serve, and closes only listeners.
 func (l *listener) serve(nc net.Conn) {
-	peer, ok := l.server.admit(nc)
+	peer, ok := l.server.room.Enter(nc)
 	if !ok {
 		_ = nc.Close()
 		return
@@ -158,43 +157,7 @@ func (l *listener) forget(c *conn) {
 	}
 	l.mu.Unlock()
 	if known {
-		l.server.leave(c.peer)
-	}
-}
-
-// admit says whether there is room for the connection, and takes it.
-func (s *Server) admit(nc net.Conn) (peer netip.Addr, ok bool) {
-	if tcp, is := nc.RemoteAddr().(*net.TCPAddr); is {
-		peer = relay.Canonical(tcp.AddrPort().Addr())
-		if s.options.Allow != nil && !s.options.Allow(peer) {
-			s.counts.denied.Add(1)
-			return peer, false
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open >= s.options.MaxConns || peer.IsValid() && s.perPeer[peer] >= s.options.MaxConnsPerPeer {
-		s.counts.capped.Add(1)
-		return peer, false
-	}
-	s.open++
-	if peer.IsValid() {
-		s.perPeer[peer]++
-	}
-	s.counts.total.Add(1)
-	return peer, true
-}
-
-// leave gives back the room of a connection.
-func (s *Server) leave(peer netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if !peer.IsValid() {
-		return
-	}
-	if s.perPeer[peer]--; s.perPeer[peer] == 0 {
-		delete(s.perPeer, peer)
+		l.server.room.Leave(c.peer)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 
 // counts are what connections hand to whoever logs and measures.
 type counts struct {
-	total, capped, denied, bad, unsent, timeouts, panics, acceptErrors atomic.Uint64
+	bad, unsent, timeouts, panics, acceptErrors atomic.Uint64
 }
 
 // Stats is what has happened since the server was made.
@@ -25,14 +25,8 @@ type Stats struct {
 
 // Stats gives the counts of all listeners together.
 func (s *Server) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stats()
-}
-
-func (s *Server) stats() Stats {
-	c := &s.counts
-	return Stats{Open: s.open, Total: c.total.Load(), Capped: c.capped.Load(), Denied: c.denied.Load(), BadPackets: c.bad.Load(),
+	c, room := &s.counts, s.room.Counts()
+	return Stats{Open: room.Open, Total: room.Total, Capped: room.Capped, Denied: room.Denied, BadPackets: c.bad.Load(),
 		Unsent: c.unsent.Load(), Timeouts: c.timeouts.Load(), Panics: c.panics.Load(), AcceptErrors: c.acceptErrors.Load()}
 }
 
@@ -49,7 +43,7 @@ func (s *Server) report(now time.Time, last bool) {
 	if !last && now.Sub(s.summary) < summaryEvery {
 		return
 	}
-	is, was := s.stats(), s.reported
+	is, was := s.Stats(), s.reported
 	s.summary, s.reported = now, is
 	if is.Capped == was.Capped && is.Denied == was.Denied && is.BadPackets == was.BadPackets && is.Timeouts == was.Timeouts {
 		return

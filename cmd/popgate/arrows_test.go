@@ -20,7 +20,7 @@ var arrows = map[string][]string{
 	"popgate/internal/control": {"popgate/internal/relay"},
 	"popgate/internal/logging": {"popgate/internal/gate"},
 	"popgate/internal/metrics": {"popgate/internal/relay", "github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/collectors", "github.com/prometheus/client_golang/prometheus/promhttp"},
-	"popgate/internal/listen":  {},
+	"popgate/internal/listen":  {"popgate/internal/relay"},
 	"popgate/internal/policy":  {"popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
 	"popgate/milter":           {"popgate/internal/listen", "popgate/internal/relay", "github.com/emersion/go-milter"},

@@ -70,12 +70,11 @@ type Server struct {
 	speak     func() language
 	longest   int // question
 	options   Options
+	room      *listen.Room
 	counts    counts
 	lastPanic atomic.Pointer[string] // not yet reported
 
 	mu       sync.Mutex
-	open     int
-	perPeer  map[netip.Addr]int
 	reported Stats // what the last summary said
 }
 
@@ -91,7 +90,7 @@ func NewSocketMap(j Judge, o Options) *Server {
 
 func newServer(door string, longest int, speak func() language, o Options) *Server {
 	o.setDefaults()
-	return &Server{door: door, speak: speak, longest: longest, options: o, perPeer: map[netip.Addr]int{}}
+	return &Server{door: door, speak: speak, longest: longest, options: o, room: listen.NewRoom(o.MaxConns, o.MaxConnsPerPeer, o.Allow)}
 }
 
 // Serve answers the MTAs that connect to ln until ctx ends, and then for at
@@ -133,7 +132,7 @@ type listener struct {
 
 // start gives a connection its goroutine, if there is room for it.
 func (l *listener) start(nc net.Conn) {
-	peer, ok := l.server.admit(nc)
+	peer, ok := l.server.room.Enter(nc)
 	if !ok {
 		_ = nc.Close()
 		return
@@ -148,7 +147,7 @@ func (l *listener) start(nc net.Conn) {
 		l.mu.Lock()
 		delete(l.conns, c)
 		l.mu.Unlock()
-		l.server.leave(peer)
+		l.server.room.Leave(peer)
 	})
 }
 
@@ -186,40 +185,5 @@ func (l *listener) each(f func(*conn)) {
 	defer l.mu.Unlock()
 	for c := range l.conns {
 		f(c)
-	}
-}
-
-// admit says whether there is room for the connection, and takes it.
-func (s *Server) admit(nc net.Conn) (peer netip.Addr, ok bool) {
-	if tcp, is := nc.RemoteAddr().(*net.TCPAddr); is {
-		peer = relay.Canonical(tcp.AddrPort().Addr())
-		if s.options.Allow != nil && !s.options.Allow(peer) {
-			s.counts.denied.Add(1)
-			return peer, false
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.open >= s.options.MaxConns || peer.IsValid() && s.perPeer[peer] >= s.options.MaxConnsPerPeer {
-		s.counts.capped.Add(1)
-		return peer, false
-	}
-	s.open++
-	if peer.IsValid() {
-		s.perPeer[peer]++
-	}
-	s.counts.total.Add(1)
-	return peer, true
-}
-
-// leave gives back the room of a connection.
-func (s *Server) leave(peer netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if peer.IsValid() {
-		if s.perPeer[peer]--; s.perPeer[peer] == 0 {
-			delete(s.perPeer, peer)
-		}
 	}
 }

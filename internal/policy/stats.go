@@ -8,7 +8,7 @@ import (
 
 // counts are what connections hand to whoever logs and measures.
 type counts struct {
-	total, capped, denied, bad, unsent, timeouts, panics, acceptErrors atomic.Uint64
+	bad, unsent, timeouts, panics, acceptErrors atomic.Uint64
 }
 
 // Stats is what has happened since the server was made.
@@ -26,14 +26,8 @@ type Stats struct {
 
 // Stats gives the counts of all listeners together.
 func (s *Server) Stats() Stats {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.stats()
-}
-
-func (s *Server) stats() Stats {
-	c := &s.counts
-	return Stats{Open: s.open, Total: c.total.Load(), Capped: c.capped.Load(), Denied: c.denied.Load(), BadRequests: c.bad.Load(),
+	c, room := &s.counts, s.room.Counts()
+	return Stats{Open: room.Open, Total: room.Total, Capped: room.Capped, Denied: room.Denied, BadRequests: c.bad.Load(),
 		Unsent: c.unsent.Load(), Timeouts: c.timeouts.Load(), Panics: c.panics.Load(), AcceptErrors: c.acceptErrors.Load()}
 }
 
@@ -70,7 +64,7 @@ func (s *Server) reportPanic() {
 // report logs what ended connections early since the last summary.
 func (s *Server) report() {
 	s.mu.Lock()
-	is, was := s.stats(), s.reported
+	is, was := s.Stats(), s.reported
 	s.reported = is
 	s.mu.Unlock()
 	if is.Capped == was.Capped && is.Denied == was.Denied && is.BadRequests == was.BadRequests && is.Timeouts == was.Timeouts {
