@@ -204,6 +204,9 @@ func (r *reader) parcel(p *parcel, now time.Time) {
 		for _, f := range p.frames {
 			r.frame(p.conn, f, now)
 		}
+		if r.up {
+			r.tell(Record{Kind: CaughtUp}) // so that what was counted is told
+		}
 	case opened:
 		r.opened(p.conn, now)
 	case closed:

@@ -29,6 +29,7 @@ type ear struct {
 	hold    sync.Mutex // held: nobody reads the records
 
 	mu    sync.Mutex
+	up    bool
 	notes []string
 	more  chan struct{}
 }
@@ -98,6 +99,10 @@ func (e *ear) note(r *Record) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if r.Kind == CaughtUp && e.up {
+		return // it is told after each reading
+	}
+	e.up = r.Kind == CaughtUp || e.up && r.Kind != Down
 	e.notes = append(e.notes, text)
 	close(e.more)
 	e.more = make(chan struct{})
@@ -473,6 +478,33 @@ func TestALineTooLongIsNoMemory(t *testing.T) {
 	}
 }
 
+// As many senders as there may be, each inside a message of the greatest length.
+func TestFullBuffersOfEverySenderStayWithinBounds(t *testing.T) {
+	e := listen(t, SyslogOptions{Network: "tcp"})
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	first := sent("mx1", "first") + "\n"
+	text := first + sent("mx1", strings.Repeat("x", MaxLine-100))
+	for i := range maxConns {
+		say(t, e.talk("tcp", fmt.Sprintf("127.0.0.%d", 1+i/maxOfOne)), text)
+	}
+	for range maxConns {
+		e.wait(first[:len(first)-1])
+	}
+	e.talk("tcp", "127.0.1.1")
+	e.wait("REFUSED")
+	if used := int64(heap()) - int64(before); used > maxConns*(MaxLine+20<<10) {
+		t.Errorf("%d bytes for %d connections", used, maxConns)
+	} else {
+		t.Logf("%.1f MB for %d connections", float64(used)/1e6, maxConns)
+	}
+}
+
 func TestAListenerThatCannotBeOpenedSaysWhyAndHeals(t *testing.T) {
 	for name, tt := range map[string]struct {
 		network string
@@ -598,8 +630,13 @@ func TestSendersComeAndGo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
+			up := false
 			r := &reader{hall: &hall{Syslog: NewSyslog(SyslogOptions{Network: "tcp", Address: "127.0.0.1:1"})}, senders: map[string]*sender{}}
 			r.yield = func(rec Record) bool {
+				if rec.Kind == CaughtUp && up {
+					return true // it is told after each reading
+				}
+				up = rec.Kind == CaughtUp || up && rec.Kind != Down
 				got = append(got, map[Kind]string{Line: "LINE", Gap: "GAP", CaughtUp: "UP", Down: "DOWN", Ended: "ENDED", Refused: "REFUSED"}[rec.Kind])
 				if rec.Lost {
 					got[len(got)-1] += " lost"
@@ -639,14 +676,15 @@ func TestSendersComeAndGo(t *testing.T) {
 
 // loginsOnly is a ledger that notes whose logins it was told.
 type loginsOnly struct {
-	mu  sync.Mutex
-	got []string
+	quiet bool // it notes nothing
+	mu    sync.Mutex
+	got   []string
 }
 
 func (l *loginsOnly) Event(ev relay.Event, _ time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ev.Kind == relay.Login {
+	if ev.Kind == relay.Login && !l.quiet {
 		l.got = append(l.got, ev.Client.String())
 	}
 }

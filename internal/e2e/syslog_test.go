@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"regexp"
 	"strings"
@@ -128,4 +129,37 @@ func TestSyslogHealsWhenEitherEndRestarts(t *testing.T) {
 			s.onlySubjects(t, "granted before")
 		})
 	}
+}
+
+// BusyBox cuts messages. A stranger who knows where has a failed login end
+// behind the byte up to which it reads like a good one.
+func TestAFailedLoginCutByBusyBoxToAPerfectOne(t *testing.T) {
+	const log = "/var/log/busybox.log"
+	set := `sources: [{syslog: "udp:127.0.0.1:1514", format: acme, insecure: true}]
+formats: {acme: {tag: acme, service: pop3, pattern: 'session [a-z]+ of (?P<user>[a-z]+) from (?P<client>[0-9.]+)'}}`
+	onSyslog(t, set, func(t *testing.T, s *site) {
+		s.BusyBoxSyslogd(t, "-L", "-R", "127.0.0.1:1514", "-O", log)
+		last := func() string {
+			text, _ := os.ReadFile(log)
+			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+			_, text2, _ := strings.Cut(lines[len(lines)-1], " acme: ")
+			return text2
+		}
+		s.Logs(t, 0, "acme", strings.Repeat("x", 4000))
+		lab.Until(t, "BusyBox has cut a message", func() bool { return strings.HasSuffix(last(), "xxx") })
+		room := len(last())
+		if room >= 4000 {
+			t.Fatalf("BusyBox did not cut: %d bytes", room)
+		}
+		t.Logf("BusyBox leaves %d bytes of the message", room)
+		perfect := "session %s of eve from " + mallet
+		perfect = fmt.Sprintf(perfect, strings.Repeat("x", room-len(perfect)+len("%s")))
+		s.Logs(t, 0, "acme", perfect+" failed: no such user")
+		lab.Until(t, "the rest has been cut off", func() bool { return last() == perfect })
+		s.Logs(t, 0, "acme", "session x of alice from "+alice)
+		s.popgate.WaitGrant(t, alice)
+		if s.popgate.Holds(t, mallet) {
+			t.Error("a failed login, cut, grants")
+		}
+	})
 }
