@@ -181,7 +181,19 @@ var odd = []string{
 	"auth_mechanisms = plain login anonymous",
 	"auth_anonymous_username = guest",
 	"mail_max_userip_connections = 1",
+	"service imap {\n  executable = imap imap-postlogin\n}",
+	"service imap-postlogin {\n  executable = script-login /etc/dovecot/shut-out\n  user = popgate\n  unix_listener imap-postlogin {\n  }\n}",
+	// As documented: the secret is for root only.
+	"!include_try " + secretConf,
 }
+
+// shutOut is a post-login script that ends one user's sessions.
+const shutOut = "#!/bin/sh\ntest \"$USER\" = evil && exit 1\nexec \"$@\"\n"
+
+const (
+	shutOutFile = "/etc/dovecot/shut-out"
+	secretConf  = "/etc/dovecot/popgate.conf"
+)
 
 // For each way in which Dovecot finds a password right and lets nobody in:
 // whether it has reported a success before, and what popgate makes of it.
@@ -199,6 +211,7 @@ func reportsBeforeRefusals(t *testing.T, h *lab.Host, p *lab.Daemon, shutGrants 
 		{"anonymous under another name", "198.51.100.25", "AUTHENTICATE ANONYMOUS Zm9v", true, false},
 		{"nologin", "198.51.100.26", "LOGIN shut secret", false, shutGrants},
 		// The password was right: its owner is known.
+		{"shut out by a post-login script", "198.51.100.27", "LOGIN evil secret", false, true},
 		{"too many connections", "198.51.100.20", "LOGIN bob secret", false, true},
 	} {
 		answer := h.IMAPAnswers(t, tt.from, tt.command)
@@ -226,10 +239,11 @@ func TestWhatDovecot23ReportsBeforeItRefuses(t *testing.T) {
 	t.Parallel()
 	lab.WithDaemon(t, func(t *testing.T, h *lab.Host) {
 		p := popgateForReports(t, h)
-		if err := os.WriteFile(oddUsersFile, []byte(oddUsers), 0o644); err != nil {
+		if err := errors.Join(os.WriteFile(oddUsersFile, []byte(oddUsers), 0o644), os.WriteFile(shutOutFile, []byte(shutOut), 0o755),
+			os.WriteFile(secretConf, []byte(strings.Join(reporting, "\n")+"\n"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		h.Dovecot(t, lab.DovecotOptions{Extra: append(append(odd, reporting...), "passdb {\n  driver = passwd-file\n  args = "+oddUsersFile+"\n}")})
+		h.Dovecot(t, lab.DovecotOptions{Users: []string{"evil"}, Extra: append(odd, "passdb {\n  driver = passwd-file\n  args = "+oddUsersFile+"\n}")})
 		reportsBeforeRefusals(t, h, p, false)
 	})
 }
@@ -238,13 +252,13 @@ func TestWhatDovecot24ReportsBeforeItRefuses(t *testing.T) {
 	t.Parallel()
 	lab.WithDovecot24(t, func(t *testing.T, h *lab.Host) {
 		p := popgateForReports(t, h)
-		h.Dovecot24(t, lab.DovecotOptions{Extra: append(append(odd, reporting24...), "passdb odd {\n  driver = passwd-file\n  passwd_file_path = "+oddUsersFile+"\n}")},
-			map[string]string{oddUsersFile: oddUsers})
+		h.Dovecot24(t, lab.DovecotOptions{Users: []string{"evil"}, Extra: append(odd, "passdb odd {\n  driver = passwd-file\n  passwd_file_path = "+oddUsersFile+"\n}")},
+			map[string]string{oddUsersFile: oddUsers, shutOutFile: shutOut, secretConf: strings.Join(reporting24, "\n") + "\n"})
 		reportsBeforeRefusals(t, h, p, true)
 	})
 }
 
-// postLogin24 are the lines of docs/dovecot.md for Dovecot 2.4.
+// postLogin24 are the lines for Dovecot 2.4.
 var postLogin24 = []string{
 	"service imap {\n  executable = imap imap-postlogin\n}",
 	"service pop3 {\n  executable = pop3 pop3-postlogin\n}",
@@ -265,4 +279,25 @@ func TestAPostLoginScriptOfDovecot24TellsOfALogin(t *testing.T) {
 		p.Stop(t)
 		h.IMAP(t, alice, "alice").Logout() // let in all the same
 	})
+}
+
+func TestDovecotDocumentShowsTheLinesThatTheTestsRun(t *testing.T) {
+	b, err := os.ReadFile("../../docs/dovecot.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(b), "SECRET", pushKey)
+	for what, lines := range map[string]string{
+		"reports, 2.3":      strings.Join(reporting, "\n"),
+		"reports, 2.4":      strings.Join(reporting24, "\n"),
+		"post-login, 2.3":   strings.Join(postLogin, "\n"),
+		"post-login script": postLoginScript,
+	} {
+		if !strings.Contains(text, "\n"+strings.TrimSuffix(lines, "\n")+"\n```\n") {
+			t.Errorf("docs/dovecot.md has other lines for %s:\n%s", what, lines)
+		}
+	}
+	if in24 := strings.ReplaceAll(strings.Join(postLogin, "\n"), "vsz_limit = 0", "vsz_limit = unlimited"); in24 != strings.Join(postLogin24, "\n") {
+		t.Error("the lines for 2.4 differ from those for 2.3 in more than vsz_limit")
+	}
 }
