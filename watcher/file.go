@@ -45,7 +45,7 @@ type File struct {
 	path    string
 	zone    *time.Location
 	now     func() time.Time
-	unaided bool          // no hints: every change is found by the clock
+	hints   func() *hints
 	slow    time.Duration // how long a hint that never came can delay a line
 	fast    time.Duration // the same where the kernel gives no hints
 	custody custody
@@ -54,7 +54,7 @@ type File struct {
 // NewFile names a log file by its absolute path; zone is that of stamps
 // without one.
 func NewFile(path string, zone *time.Location) *File {
-	return &File{path: filepath.Clean(path), zone: zone, now: time.Now, slow: time.Second, fast: 100 * time.Millisecond, custody: newCustody()}
+	return &File{path: filepath.Clean(path), zone: zone, now: time.Now, hints: newHints, slow: time.Second, fast: 100 * time.Millisecond, custody: newCustody()}
 }
 
 // Name is the source's name in configuration and status.
@@ -66,10 +66,7 @@ func (f *File) Type() string { return "file" }
 // Records reads the file until ctx ends; see Source.
 func (f *File) Records(ctx context.Context, from relay.Position, since time.Time) iter.Seq[Record] {
 	return func(yield func(Record) bool) {
-		h := &hints{}
-		if !f.unaided {
-			h = newHints()
-		}
+		h := f.hints()
 		w := newFollower(f, h, from, since, yield)
 		w.ended = ctx.Done()
 		defer w.close()

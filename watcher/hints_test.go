@@ -82,7 +82,7 @@ func TestHintsOverflow(t *testing.T) {
 // Without inotify, and without /proc, the clock has to do.
 func TestHintsThatFail(t *testing.T) {
 	path := watchedLog(t)
-	n, stop := watchFile(t, path, func(_ *Options, f *File) { f.unaided, f.slow, f.fast = true, time.Hour, time.Millisecond })
+	n, stop := watchFile(t, path, func(_ *Options, f *File) { f.hints, f.slow, f.fast = unaided, time.Hour, time.Millisecond })
 	defer stop()
 	appendLine(t, path, logged(time.Now(), 1))
 	wait(t, func() bool { return len(granted(n, time.Now())) == 1 })
