@@ -173,7 +173,7 @@ func (c custody) put(dir, path string, st *stat) error {
 // file checks the log itself.
 func (c custody) file(w *way, path string, st *stat) error {
 	if st.Mode&syscall.S_IFMT != syscall.S_IFREG {
-		return fmt.Errorf("%s is %s; a log must be a regular file", path, kindOf(st.Mode))
+		return fmt.Errorf("%s is %s; name a regular file, to which the log is written", path, kindOf(st.Mode))
 	}
 	if st.Uid >= firstOrdinaryID && st.Uid != c.self {
 		return &distrust{path, fmt.Sprintf("belongs to uid %d, who can write logins into it", st.Uid),
@@ -307,6 +307,13 @@ func explain(path string, err error) error {
 		return fmt.Errorf("%s: no such file; it is read as soon as it is there", missing(err, path))
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: permission denied; the popgate user must be in the group that may read it (adm on Debian)", missing(err, path))
+	case errors.Is(err, syscall.ELOOP):
+		return fmt.Errorf("%s: symbolic links lead in a circle; let the first of them lead to the log", missing(err, path))
+	case errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%s: is no directory, and %s is said to be in it; correct the path, or make the directory", missing(err, path), path)
+	}
+	if _, yes := errors.AsType[*fs.PathError](err); yes { // EIO, ESTALE
+		return fmt.Errorf("%w; it is tried again until it can be read", err)
 	}
 	return err
 }

@@ -168,10 +168,10 @@ func TestFileReplacedByWhatIsNoFile(t *testing.T) {
 		put  func(s *stage)
 		why  string
 	}{
-		{"a fifo", func(s *stage) { s.do(syscall.Mkfifo(s.path, 0o600)) }, "is a fifo; a log must be a regular file"},
-		{"a directory", func(s *stage) { s.do(os.Mkdir(s.path, 0o755)) }, "is a directory; a log must be a regular file"},
-		{"a symbolic link to itself", func(s *stage) { s.do(os.Symlink("mail.log", s.path)) }, "too many levels of symbolic links"},
-		{"a symbolic link to a device", func(s *stage) { s.do(os.Symlink("/dev/zero", s.path)) }, "is a device; a log must be a regular file"},
+		{"a fifo", func(s *stage) { s.do(syscall.Mkfifo(s.path, 0o600)) }, "is a fifo; name a regular file"},
+		{"a directory", func(s *stage) { s.do(os.Mkdir(s.path, 0o755)) }, "is a directory; name a regular file"},
+		{"a symbolic link to itself", func(s *stage) { s.do(os.Symlink("mail.log", s.path)) }, "symbolic links lead in a circle"},
+		{"a symbolic link to a device", func(s *stage) { s.do(os.Symlink("/dev/zero", s.path)) }, "is a device; name a regular file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newStage(t)
