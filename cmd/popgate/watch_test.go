@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,59 @@ func TestWatchedTextOfAStrangerIsOneWordAndHarmless(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever strangers choose, an event is one line of plain ASCII, with the pairs
+// it has and no other; and its JSON says the same.
+func FuzzSeenStaysOneLine(f *testing.F) {
+	f.Add("bob", "x verdict=pass", "a\nb")
+	f.Add("\x1b[2J", "\u009b\u202e", `"\`)
+	f.Add("\xff\xfe", "=", " ")
+	f.Fuzz(func(t *testing.T, user, rcpt, note string) {
+		s := control.Seen{Event: "grant", User: user, Rcpt: rcpt, Note: note}
+		line := string(appendSeen(nil, &s))
+		body, ended := strings.CutSuffix(line, "\n")
+		if !ended {
+			t.Fatalf("%q does not end", line)
+		}
+		for _, c := range body {
+			if c < ' ' || c > '~' {
+				t.Fatalf("%q has the character %U", line, c)
+			}
+		}
+		_, rest, _ := strings.Cut(body, " grant   ")
+		for _, want := range []struct{ key, value string }{{"user", user}, {"note", note}, {"rcpt", rcpt}} {
+			if want.value == "" {
+				continue
+			}
+			after, ok := strings.CutPrefix(rest, " "+want.key+"=")
+			if !ok {
+				t.Fatalf("%q lacks %s where it should be", line, want.key)
+			}
+			value, err := strconv.QuotedPrefix(after)
+			if err != nil { // plain
+				value, _, _ = strings.Cut(after, " ")
+				if value != want.value {
+					t.Fatalf("%q: %s reads %q", line, want.key, value)
+				}
+			} else if got, err := strconv.Unquote(value); err != nil || got != want.value {
+				t.Fatalf("%q: %s reads %q, %v", line, want.key, got, err)
+			}
+			rest = after[len(value):]
+		}
+		if rest != "" {
+			t.Fatalf("%q goes on with %q", line, rest)
+		}
+		for _, text := range []string{user, rcpt, note} {
+			var want strings.Builder
+			if err := printJSON(&want, text); err != nil {
+				t.Fatal(err)
+			}
+			if got := string(appendJSONString(nil, text)) + "\n"; got != want.String() {
+				t.Fatalf("%q is %s in JSON, want %s", text, got, want.String())
+			}
+		}
+	})
 }
 
 func TestDroppedEventsAreSaid(t *testing.T) {

@@ -69,8 +69,8 @@ type Seen struct {
 // eventStopped ends a stream whose daemon stops.
 const eventStopped = "stopped"
 
-// Bounds of what watching may cost the daemon: one queue is at most some 10 MB,
-// whatever strangers send, and a busy site's some hundred KB.
+// Bounds of what watching may cost the daemon: what is queued is at most some
+// 16 MB, whatever strangers send, and mostly shared by all who watch.
 const (
 	MaxWatchers  = 16
 	maxUnwatched = 4096 // events queued for one watcher
