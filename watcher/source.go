@@ -56,11 +56,14 @@ type Record struct {
 	// log; a Gap of stream 0 is one in every stream.
 	Stream uint64
 	// Withheld says of a Line that only its being there counts, and not what it
-	// says: its end may have been cut off on the way.
+	// says.
 	Withheld bool
-	Times    uint64 // Refused: how often
-	Unit     string // the trusted unit it came from, where the source knows one
-	Err      error  // Down: where, what, and what would be right
+	// Sent says of a Line that syslog daemons sent it on, which may have cut off
+	// its end.
+	Sent  bool
+	Times uint64 // Refused: how often
+	Unit  string // the trusted unit it came from, where the source knows one
+	Err   error  // Down: where, what, and what would be right
 }
 
 // Source is one place logins are read from. Its records are read by one

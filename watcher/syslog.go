@@ -26,9 +26,6 @@ type SyslogOptions struct {
 	// what a sender sends over several connections at once has no order, and is
 	// withheld.
 	Ordered bool
-	// Cut is for formats in which a line that was cut off can read like another
-	// one: what may have been cut is withheld.
-	Cut bool
 }
 
 // Syslog takes messages from syslog daemons. It keeps no place: what is sent
@@ -239,7 +236,7 @@ func (r *reader) hear() {
 
 // frame passes one message on.
 func (r *reader) frame(c *conn, f frame, now time.Time) {
-	rec := Record{Kind: Line, Text: f.text, Arrived: now, Live: true}
+	rec := Record{Kind: Line, Text: f.text, Arrived: now, Live: true, Sent: true}
 	if c != nil {
 		rec.Stream = c.id
 	}
@@ -250,11 +247,8 @@ func (r *reader) frame(c *conn, f frame, now time.Time) {
 	}
 	r.welcome(c, f.text, now)
 	rec.Withheld = c != nil && r.Ordered && (c.sender.open > 1 || now.Before(c.sender.crowded))
-	if len(r.Hosts) > 0 || r.Cut {
-		if !format.Split(f.text, &r.message) || !r.counts(r.message.Host) {
-			return
-		}
-		rec.Withheld = rec.Withheld || r.Cut && mayBeCut(f.text, &r.message)
+	if len(r.Hosts) > 0 && (!format.Split(f.text, &r.message) || !r.counts(r.message.Host)) {
+		return
 	}
 	r.tell(rec)
 }
@@ -266,7 +260,7 @@ func (r *reader) counts(host []byte) bool {
 			return true
 		}
 	}
-	return len(r.Hosts) == 0
+	return false
 }
 
 // welcome notes the first message of a connection, or of a datagram socket.

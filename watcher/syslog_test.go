@@ -231,6 +231,69 @@ func TestASenderOutsideTheListChangesNothing(t *testing.T) {
 	})
 }
 
+// Where a listener takes both families, the addresses of one look like those
+// of the other.
+func TestAllowMeansAnAddressHoweverItLooks(t *testing.T) {
+	for _, network := range []string{"tcp", "udp"} {
+		_, port, _ := net.SplitHostPort(freeAddress(t, network))
+		e := listen(t, SyslogOptions{Network: network, Address: "[::]:" + port, Allow: onlyLocal})
+		e.address = "127.0.0.1:" + port
+		say(t, e.talk(network, "127.0.0.1"), sent("mx1", "a")+"\n")
+		e.wait(sent("mx1", "a"))
+		io.WriteString(e.talk(network, "127.0.0.2"), sent("mx1", "forged")+"\n")
+		if before := e.wait("REFUSED " + network); len(before) > 0 {
+			t.Errorf("%s: told %q", network, before)
+		}
+	}
+}
+
+// broken is a listener out of descriptors for a while.
+type broken struct {
+	net.Listener
+	errors chan error
+}
+
+func (b *broken) Accept() (net.Conn, error) {
+	select {
+	case err := <-b.errors:
+		return nil, &net.OpError{Op: "accept", Err: err}
+	default:
+		return b.Listener.Accept()
+	}
+}
+
+func TestOutOfDescriptorsThoseWhoAreInStayIn(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	b := &broken{l, make(chan error, 3)}
+	h := &hall{Syslog: NewSyslog(SyslogOptions{Network: "tcp", Address: l.Addr().String()}), ctx: ctx, listener: b,
+		post: make(chan parcel), conns: map[*conn]bool{}, of: map[string]int{}}
+	e := &ear{T: t, address: l.Addr().String(), more: make(chan struct{})}
+	r := &reader{hall: h, senders: map[string]*sender{}, yield: func(rec Record) bool { e.note(&rec); return true }}
+	h.work()
+	var reading sync.WaitGroup
+	reading.Go(func() { r.run(ctx) })
+	defer func() { stop(); h.close(); reading.Wait(); h.workers.Wait() }()
+	first := e.talk("tcp", "")
+	say(t, first, sent("mx1", "a")+"\n")
+	e.wait(sent("mx1", "a"))
+	for range cap(b.errors) {
+		b.errors <- syscall.EMFILE
+	}
+	second := e.talk("tcp", "127.0.0.2") // this one still comes in, for it is waited for already
+	say(t, second, sent("mx2", "b")+"\n")
+	e.wait("DOWN tcp:" + e.address + ": no sender can connect: too many open files")
+	say(t, first, sent("mx1", "c")+"\n")
+	e.wait(sent("mx1", "c"))
+	third := e.talk("tcp", "127.0.0.3")
+	say(t, third, sent("mx3", "d")+"\n")
+	e.wait("UP")
+	e.wait(sent("mx3", "d"))
+}
+
 // asUser runs a function in a thread that belongs to another user.
 func asUser(t *testing.T, uid int, do func()) {
 	t.Helper()
@@ -721,10 +784,13 @@ func (l *loginsOnly) wait(t *testing.T, want string) {
 }
 
 // dial is talk for a listener that may not be open yet.
-func (e *ear) dial() net.Conn {
+func (e *ear) dial() net.Conn { return e.dialFrom("127.0.0.1") }
+
+func (e *ear) dialFrom(address string) net.Conn {
 	e.Helper()
+	from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		c, err := net.Dial("tcp", e.address)
+		c, err := from.Dial("tcp", e.address)
 		if err == nil {
 			e.Cleanup(func() { c.Close() })
 			return c
@@ -773,7 +839,7 @@ func TestPiecesOfOneCourierRecordOverTwoConnections(t *testing.T) {
 // Two hosts' servers log at the same time: the piece of one is not the end of
 // the other's.
 func TestPiecesOfOneHostAreNotTheNextHosts(t *testing.T) {
-	e, l := understand(t, SyslogOptions{Network: "tcp", Ordered: true, Cut: true}, "courier")
+	e, l := understand(t, SyslogOptions{Network: "tcp", Ordered: true}, "courier")
 	a := e.dial()
 	say(t, a, courierLine("x")+courierSession(honest))
 	l.wait(t, honest)
@@ -784,11 +850,29 @@ func TestPiecesOfOneHostAreNotTheNextHosts(t *testing.T) {
 	l.wait(t, honest+" 198.51.100.9")
 }
 
+// Two senders call themselves by the same name: what one has sent is neither
+// the beginning nor the proof of what the other one sends.
+func TestPiecesOfOneSenderAreNotTheNextSenders(t *testing.T) {
+	e, l := understand(t, SyslogOptions{Network: "tcp", Ordered: true}, "courier")
+	a, b := e.dialFrom("127.0.0.1"), e.dialFrom("127.0.0.2")
+	say(t, a, courierLine("x")+courierSession(honest))
+	l.wait(t, honest)
+	say(t, b, courierLine("x")+courierLine("Connection, ip=[::ffff:198.51.100.8], port=[1]"))
+	say(t, a, courierLine("LOGIN FAILED, user="+strings.Repeat("x", 486)))
+	say(t, b, courierLine("LOGIN, user=bob, ip=[::ffff:198.51.100.8], port=[1]"))
+	l.wait(t, honest+" 198.51.100.8")
+	// The connection was told by a, so that b's login of it does not count.
+	say(t, a, courierLine("the rest")+courierLine("Connection, ip=[::ffff:"+attacker+"], port=[9]")+courierSession("198.51.100.9"))
+	l.wait(t, honest+" 198.51.100.8 198.51.100.9")
+	say(t, b, courierLine("LOGIN, user=victim, ip=[::ffff:"+attacker+"], port=[9]")+courierSession("198.51.100.10"))
+	l.wait(t, honest+" 198.51.100.8 198.51.100.9 198.51.100.10")
+}
+
 // The daemon in between cuts messages at 256 bytes, and the stranger has
 // counted: what is left of his failed login is a whole record, and the rest of
 // it, which the server had cut off already, comes as a login.
 func TestAForgedLoginBehindAMessageCutAtTheRightByte(t *testing.T) {
-	e, l := understand(t, SyslogOptions{Network: "tcp", Ordered: true, Cut: true}, "courier")
+	e, l := understand(t, SyslogOptions{Network: "tcp", Ordered: true}, "courier")
 	a := e.dial()
 	say(t, a, courierLine("x")+courierSession(honest))
 	l.wait(t, honest)
@@ -800,6 +884,22 @@ func TestAForgedLoginBehindAMessageCutAtTheRightByte(t *testing.T) {
 	say(t, a, courierLine("LOGIN, user=victim, ip=[::ffff:"+attacker+"], port=[1]"))
 	say(t, a, courierSession("198.51.100.9"))
 	l.wait(t, honest+" 198.51.100.9")
+}
+
+// What may be cut matters where a cut line could be a login: a user whose
+// login has such a length is not kept out where it could not.
+func TestALoginOfALengthAtWhichDaemonsCut(t *testing.T) {
+	const limit = 255
+	for _, name := range []string{"dovecot", "auto"} {
+		e, l := understand(t, SyslogOptions{Network: "tcp"}, name)
+		login := sent("mx1", "imap-login: Login: user=<%s>, method=PLAIN, rip="+honest+", lip=192.0.2.1, mpid=1, TLS, session=<%s>")
+		login = fmt.Sprintf(login, "alice", strings.Repeat("a", limit-len(login)+len("%s%s")-len("alice")))
+		if len(login) != limit {
+			t.Fatalf("%d bytes", len(login))
+		}
+		say(t, e.dial(), sent("mx1", "x")+"\n"+login+"\n")
+		l.wait(t, honest)
+	}
 }
 
 // A line end in a counted message begins no line.

@@ -164,7 +164,7 @@ func (w *watch) line(r *Record) {
 	if !format.MayMatter(p, r.Text) || !format.Split(r.Text, &w.message) {
 		return
 	}
-	if r.Withheld {
+	if r.Withheld || r.Sent && !format.SafeWhenCut(p) && mayBeCut(r.Text, &w.message) {
 		w.message.Withheld, w.message.Text = true, nil
 	}
 	ev, result := p.Parse(&w.message)

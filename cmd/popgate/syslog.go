@@ -9,16 +9,16 @@ import (
 	"popgate/watcher"
 )
 
-// alone are the formats whose lines are each understood by themselves, and
-// don't read like a login when their end is cut off. Of the others nothing may
-// be lost or change places on the way without notice.
+// alone are the formats whose lines are each understood by themselves, as are
+// those of formats of the site's own. Of the others nothing may be lost or change
+// places on the way without notice.
 var alone = []string{"cyrus", "dovecot"}
 
 // planSyslog makes a syslog source, or says why the format can't be read that
 // way.
 func planSyslog(s *config.Source, custom bool) (watcher.Source, error) {
-	safe := slices.Contains(alone, s.Format)
-	if !safe && !custom {
+	single := slices.Contains(alone, s.Format)
+	if !single && !custom {
 		switch s.Listen.Network {
 		case "udp":
 			return nil, fmt.Errorf("%s over udp: a datagram that is lost makes the next one look like a login; send it over tls, tcp or unix-stream%s", s.Format, orNamed(s.Format))
@@ -32,7 +32,7 @@ func planSyslog(s *config.Source, custom bool) (watcher.Source, error) {
 	o := watcher.SyslogOptions{
 		Network: s.Listen.Network, Address: s.Listen.Address,
 		Allow: s.Allow, Hosts: s.Hosts, PeerUIDs: s.PeerUIDs,
-		Ordered: !safe && !custom, Cut: !safe,
+		Ordered: !single && !custom,
 	}
 	if s.TLS != nil {
 		o.TLS = watcher.SyslogTLS{Cert: s.TLS.Cert, Key: s.TLS.Key, ClientCA: s.TLS.ClientCA, Names: s.TLS.Names}
