@@ -214,12 +214,14 @@ func (r *journalReader) pass(dir, place string) error {
 	if err != nil {
 		return err
 	}
-	return r.read(c, func() error { return r.broken })
+	return r.read(c, watchEvery, func() error { return r.broken })
 }
 
 // follow reads what there is and what comes.
 func (r *journalReader) follow(dir, place string) error {
-	c, err := startChild(r.view.arguments(dir, append([]string{"--output-fields=" + outputFields, place, "--no-tail", "--follow"}, r.proof.matches()...)...))
+	w := newWaker(dir)
+	defer w.close()
+	c, err := startChild(r.view.arguments(w.folder(), append([]string{"--output-fields=" + outputFields, place, "--no-tail", "--follow"}, r.proof.matches()...)...))
 	if err != nil {
 		return err
 	}
@@ -228,16 +230,16 @@ func (r *journalReader) follow(dir, place string) error {
 		c.stop()
 		return err
 	}
-	err = r.read(c, r.tick)
+	err = r.read(c, w.every(), func() error { w.look(); return r.tick() })
 	if err == nil {
 		err = errors.New("journalctl --follow ended")
 	}
 	return err
 }
 
-// read hands over what a journalctl tells, until it ends, or tick has a reason
-// to end it.
-func (r *journalReader) read(c *child, tick func() error) error {
+// read hands over what a journalctl tells, until it ends, or tick, which is asked
+// that often, has a reason to end it.
+func (r *journalReader) read(c *child, every time.Duration, tick func() error) error {
 	wake := context.AfterFunc(r.ctx, func() { c.out.SetReadDeadline(time.Unix(1, 0)) })
 	defer wake()
 	var cut cutter
@@ -246,10 +248,6 @@ func (r *journalReader) read(c *child, tick func() error) error {
 		if err := tick(); err != nil {
 			c.stop()
 			return err
-		}
-		every := watchEvery
-		if r.news {
-			every = positionEvery
 		}
 		c.out.SetReadDeadline(time.Now().Add(every))
 		if r.ctx.Err() != nil { // the deadline of AfterFunc may just have been replaced
@@ -268,7 +266,9 @@ func (r *journalReader) read(c *child, tick func() error) error {
 		case err == io.EOF:
 			return c.ended()
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			r.settle()
+			if r.now().Sub(r.told) >= positionEvery {
+				r.settle()
+			}
 		case err != nil:
 			c.stop()
 			return err
