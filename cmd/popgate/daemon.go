@@ -106,7 +106,7 @@ func (d *daemon) wire(cfg *config.Config) {
 	d.store = cache.New(cache.Options{Now: d.env.now, Gone: func(g relay.Grant) { d.ledger.Gone(g) }})
 	d.ledger = ledger.New(ledger.Options{Store: d.store, Rules: rules, Now: d.env.now, Own: d.own.is, Feed: d.feed})
 	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env}, Ledger: d.ledger, Rules: rules,
-		Domains: d.sites, Now: d.env.now, Record: d.record})
+		Domains: d.sites, Now: d.env.now, Record: d.record, ClockSet: d.clockSet})
 	allow := mayConnect(cfg.Listen.Allow)
 	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: allow})
 	o := policy.Options{Log: d.log, Allow: allow}
@@ -151,6 +151,11 @@ func (d *daemon) lost(cfg *config.Config, why string) {
 	d.missing, d.missingUntil = why, d.env.now().Mono+cfg.GrantTTL
 	d.log.Warn("state: grants may be missing", "warning", why)
 	d.gate.Missed()
+}
+
+// clockSet tells the log why clients with a grant are put off.
+func (d *daemon) clockSet(ahead time.Duration) {
+	d.log.Warn("the clock was set ahead, which ended grants: strangers are put off for one grant_ttl", "ahead", ahead.Round(time.Second))
 }
 
 // lookup is the gate's view of the store.

@@ -88,7 +88,7 @@ var states = []condition{
 	{"domain file left half written", "so for longer than a second: the domain is lost, and neither ours nor foreign for ten minutes", (*scene).leftHalfWritten, `"health":"ok"`,
 		row{later, taken, refused, taken, taken}},
 	{"clock a day ahead", "set while the daemon runs: grants from before have ended by the wall clock", (*scene).ahead, `"health":"ok"`,
-		row{taken, refused, refused, taken, taken}},
+		row{taken, later, later, taken, taken | later}},
 	{"clock a day ahead at the start", "saved grants have ended by the wall clock", (*scene).aheadAtStart, `"health":"ok"`,
 		row{taken, refused, refused, taken, taken}},
 	{"clock a day behind at the start", "saved grants are of logins in the future and don't count", (*scene).behindAtStart, "in the future",

@@ -132,6 +132,8 @@ type sources struct {
 	d      *daemon
 	events [ledger.Outcomes]atomic.Uint64
 
+	misdatedAt atomic.Int64 // when the log was last told of a login whose stamp is wrong
+
 	mu        sync.Mutex
 	ctx       context.Context
 	running   map[string]*runningSource
@@ -272,6 +274,9 @@ func (s *sources) Event(ev relay.Event, _ time.Time) {
 	if ev.Kind != relay.Login {
 		return
 	}
+	if ev.Live && (outcome == ledger.Stale || outcome == ledger.Future) {
+		s.misdated(&ev)
+	}
 	level := slog.LevelInfo
 	switch outcome {
 	case ledger.Granted, ledger.Renewed, ledger.Revoked: // what an administrator asks about
@@ -286,6 +291,20 @@ func (s *sources) Event(ev relay.Event, _ time.Time) {
 		attrs = append(attrs, "expires", grant.Expires)
 	}
 	s.d.log.Log(context.Background(), level, "login", attrs...)
+}
+
+// misdated deals with a login that was seen being written and whose stamp is
+// not of now: the clock or the time zone of who wrote it is wrong, or the line
+// was long on its way. It grants nothing, for how old it is can't be told; but
+// somebody did log in, and may be the next to ask.
+func (s *sources) misdated(ev *relay.Event) {
+	s.d.gate.Missed()
+	now := s.d.env.now()
+	if last := s.misdatedAt.Load(); last != 0 && now.Mono-time.Duration(last) < time.Hour || !s.misdatedAt.CompareAndSwap(last, int64(now.Mono)) {
+		return
+	}
+	s.d.log.Warn("a login was logged just now with a stamp that is not of now: it grants nothing, and strangers are put off for one grant_ttl; is the clock right on the host that logs, and the source's time_zone?",
+		"source", ev.Source, "client", ev.Client, "time", ev.Time, "now", now.Wall)
 }
 
 func (s *sources) Gap(source string, at time.Time) { s.d.ledger.Gap(source, at) }

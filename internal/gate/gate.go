@@ -45,6 +45,9 @@ type Options struct {
 	Now     func() relay.Now
 	// Record is handed every decision made for a door; it must not block.
 	Record func(Record)
+	// ClockSet is told by how much the wall clock was found set ahead; it must
+	// not block. nil: nobody asks.
+	ClockSet func(ahead time.Duration)
 }
 
 // Record is one decision as it is logged and watched. Its strings are the
@@ -76,6 +79,8 @@ type Gate struct {
 	took    took
 	strange atomic.Bool  // an MTA asked whose kind is unknown
 	missed  atomic.Int64 // until when logins may be missing, on the clock that only runs forward
+	offset  atomic.Int64 // of the wall clock from the one that only runs forward; 0: not known yet
+	set     func(time.Duration)
 }
 
 type generation struct {
@@ -86,12 +91,13 @@ type generation struct {
 // New makes a gate. Until Sources is called it knows of no source and so
 // misses no login.
 func New(o Options) *Gate {
-	g := &Gate{store: o.Store, ledger: o.Ledger, domains: o.Domains, now: o.Now, record: o.Record}
+	g := &Gate{store: o.Store, ledger: o.Ledger, domains: o.Domains, now: o.Now, record: o.Record, set: o.ClockSet}
 	if g.record == nil {
 		g.record = func(Record) {}
 	}
 	g.rules.Store(&generation{o.Rules, 1})
 	g.waiting.init()
+	g.compareClocks(g.now())
 	return g
 }
 
@@ -103,6 +109,28 @@ func (g *Gate) SetRules(r *relay.Rules) {
 // Missed tells that logins of the last ttl may never be read: for one ttl from
 // now nobody is refused for want of a grant.
 func (g *Gate) Missed() { g.missed.Store(int64(g.now().Mono + g.Rules().GrantTTL)) }
+
+// setAhead is how far the wall clock must have been set ahead to matter.
+const setAhead = time.Minute
+
+// compareClocks notices that the wall clock was set ahead, or that the machine
+// slept: grants have ended by it whose clients logged in a short while ago. They
+// are not given back, but for one ttl nobody is refused for want of one.
+func (g *Gate) compareClocks(now relay.Now) {
+	offset, was := now.Wall.UnixNano()-int64(now.Mono), g.offset.Load()
+	ahead := time.Duration(offset - was)
+	switch {
+	case was == 0:
+		g.offset.CompareAndSwap(0, offset)
+	case ahead > setAhead:
+		g.Missed() // first: whoever asks meanwhile must know
+		if g.offset.CompareAndSwap(was, offset) && g.set != nil {
+			g.set(ahead)
+		}
+	case ahead < -setAhead:
+		g.offset.CompareAndSwap(was, offset)
+	}
+}
 
 // Rules gives the rules in force.
 func (g *Gate) Rules() *relay.Rules { return g.rules.Load().rules }
@@ -172,6 +200,7 @@ func (g *Gate) Explain(ctx context.Context, q *relay.Query) Explanation {
 func (g *Gate) explain(ctx context.Context, q *relay.Query, closed bool) Explanation {
 	r := g.Rules()
 	now := g.now()
+	g.compareClocks(now)
 	f := relay.Facts{Client: q.ClientAddress(), Now: now}
 	f.Authenticated = r.TrustAuthenticated && q.Authenticated()
 	f.Trusted = r.Trusts(f.Client)
