@@ -1,7 +1,6 @@
 package format
 
 import (
-	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"strings"
@@ -60,14 +59,16 @@ func (s *scanner) run(set *charset) []byte {
 // word is run, but not empty.
 func (s *scanner) word(set *charset) bool { return len(s.run(set)) > 0 }
 
-// until takes the text before the first stop byte, and leaves that byte.
+// until takes the text before the first stop byte, and leaves that byte. It is
+// short as a rule, so a loop is quicker than a search.
 func (s *scanner) until(stop byte) (text []byte, ok bool) {
-	i := bytes.IndexByte(s.rest, stop)
-	if i < 0 {
-		return nil, false
+	for i, c := range s.rest {
+		if c == stop {
+			text, s.rest = s.rest[:i], s.rest[i:]
+			return text, true
+		}
 	}
-	text, s.rest = s.rest[:i], s.rest[i:]
-	return text, true
+	return nil, false
 }
 
 // address takes an IP address: all that can belong to one, so that never a
