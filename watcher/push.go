@@ -155,12 +155,20 @@ func newPost() *post {
 	return &post{queue: make(chan Record, tellQueue), lost: make(chan struct{}, 1)}
 }
 
-// put says whether there was room for an event. One that concerns no grant is
-// only counted, and never missed.
-func (p *post) put(ev relay.Event) bool {
+// lateAfter is how old what was told must be to count as late. Dovecot gives a
+// report up after 2 seconds, and its stamps are cut to the second.
+const lateAfter = 5 * time.Second
+
+// put says whether there was room for an event that was sent at a time, if that
+// is known. It happened when it arrives, unless it was sent long before: while
+// popgate stood still, say. One that concerns no grant is only counted, and
+// never missed.
+func (p *post) put(ev relay.Event, sent time.Time) bool {
 	r := Record{Kind: Told, Arrived: time.Now(), Live: true}
 	if ev.Kind != relay.NoEvent {
-		ev.Time = r.Arrived.Round(0)
+		if ev.Time = r.Arrived.Round(0); !sent.IsZero() && ev.Time.Sub(sent) > lateAfter {
+			ev.Time = sent
+		}
 		r.Event = &ev
 	}
 	select {
@@ -359,6 +367,7 @@ func (d *desk) take(r *http.Request) (code int, err error) {
 	if err != nil {
 		return http.StatusBadRequest, err
 	}
-	d.post.put(ev)
+	sent, _ := http.ParseTime(r.Header.Get("Date")) // zero: it doesn't say
+	d.post.put(ev, sent)
 	return http.StatusOK, nil
 }

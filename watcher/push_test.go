@@ -133,6 +133,37 @@ func TestAReportIsALogin(t *testing.T) {
 	}
 }
 
+// A report that lay in a socket while popgate stood still is as old as it says.
+func TestALateReportIsAnOldLogin(t *testing.T) {
+	s := startPush(t, nil)
+	s.up()
+	now := time.Now()
+	for _, tt := range []struct {
+		name, date string
+		want       time.Time
+	}{
+		{"an hour ago", now.Add(-time.Hour).UTC().Format(http.TimeFormat), now.Add(-time.Hour)},
+		{"this second, which is cut off", now.Add(-time.Second).UTC().Format(http.TimeFormat), now},
+		{"in an hour", now.Add(time.Hour).UTC().Format(http.TimeFormat), now},
+		{"no time", "yesterday", now},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url, strings.NewReader(goodLogin))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-API-Key", goodKey)
+		req.Header.Set("Date", tt.date)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := s.next(Told).Event.Time; got.Sub(tt.want).Abs() > 2*time.Second {
+			t.Errorf("%s: login at %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // Whoever may connect and doesn't know the secret is nobody.
 func TestAttackAtTheDeskGrantsNothing(t *testing.T) {
 	s := startPush(t, nil)
@@ -236,11 +267,11 @@ func TestAFullQueueIsALoss(t *testing.T) {
 	p := newPost()
 	login := relay.Event{Kind: relay.Login}
 	for range tellQueue {
-		if !p.put(login) {
+		if !p.put(login, time.Time{}) {
 			t.Fatal("no room for a login before the queue was full")
 		}
 	}
-	if !p.put(relay.Event{}) {
+	if !p.put(relay.Event{}, time.Time{}) {
 		t.Error("a failed login that nobody hears of counts as lost")
 	}
 	select {
@@ -248,8 +279,10 @@ func TestAFullQueueIsALoss(t *testing.T) {
 		t.Error("something is lost before a login was turned away")
 	default:
 	}
-	if p.put(login) || p.put(login) {
-		t.Error("room for a login in a full queue")
+	for range 2 {
+		if p.put(login, time.Time{}) {
+			t.Error("room for a login in a full queue")
+		}
 	}
 	var told []Record
 	h := handing{post: p, yield: func(r Record) bool { told = append(told, r); return true }}
@@ -258,7 +291,7 @@ func TestAFullQueueIsALoss(t *testing.T) {
 	if len(told) != 1 || told[0].Kind != Gap || !told[0].Lost {
 		t.Errorf("told %+v, want one gap that lost something", told)
 	}
-	p.put(login)
+	p.put(login, time.Time{})
 	<-p.lost
 	h.lost() // not twice a second
 	if len(told) != 1 {

@@ -133,40 +133,46 @@ func serveScript(c net.Conn, post *post) {
 		err = fmt.Errorf("no line of at most %d bytes", maxTold)
 	}
 	var ev relay.Event
+	var sent time.Time
 	if err == nil {
-		ev, err = readTold(line)
+		ev, sent, err = readTold(line)
 	}
 	if err != nil {
 		post.refuse(fmt.Errorf("popgate login: %w", err))
 		fmt.Fprintln(c, answerNo+err.Error())
 		return
 	}
-	if !post.put(ev) {
+	if !post.put(ev, sent) {
 		fmt.Fprintln(c, answerNo+"too many logins at once")
 		return
 	}
 	fmt.Fprintln(c, answerTaken)
 }
 
-// readTold reads one login.
-func readTold(line []byte) (relay.Event, error) {
+// readTold reads one login, and when it was told.
+func readTold(line []byte) (ev relay.Event, sent time.Time, err error) {
 	o, err := readObject(line)
 	if err != nil {
-		return relay.Event{}, err
+		return relay.Event{}, time.Time{}, err
 	}
 	t := told{client: o.word("client"), user: o.word("user"), service: o.word("service")}
-	known := 3
+	at := o.word("time")
+	known := 4
 	if _, ok := o.values["session"]; ok {
 		t.session = o.word("session")
 		known++
 	}
 	switch {
 	case o.err != nil:
-		return relay.Event{}, o.err
+		return relay.Event{}, time.Time{}, o.err
 	case len(o.values) != known:
-		return relay.Event{}, errors.New("it holds more than client, user, service and session")
+		return relay.Event{}, time.Time{}, errors.New("it holds more than client, user, service, session and time")
 	}
-	return t.event()
+	if sent, err = time.Parse(time.RFC3339, at); err != nil {
+		return relay.Event{}, time.Time{}, errors.New("time is none of RFC 3339")
+	}
+	ev, err = t.event()
+	return ev, sent, err
 }
 
 // Login is a login for Tell.
@@ -199,7 +205,10 @@ func (l *Login) Tell(ctx context.Context, path string) error {
 	defer c.Close()
 	end, _ := ctx.Deadline()
 	c.SetDeadline(end)
-	line, err := json.Marshal(l)
+	line, err := json.Marshal(struct {
+		*Login
+		Time time.Time `json:"time"`
+	}{l, time.Now()})
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func TestAttackOnTheScriptSocketGrantsNothing(t *testing.T) {
 	t.Parallel()
 	s, path := startScript(t)
 	s.up()
-	good := `{"client":"198.51.100.7","user":"alice","service":"imap"}`
+	good := `{"client":"198.51.100.7","user":"alice","service":"imap","time":"2026-11-23T06:28:25Z"}`
 	for _, tt := range []struct{ name, line string }{
 		{"a command", `{"command":"list"}` + "\n"},
 		{"HTTP", "GET /list HTTP/1.0\r\n\r\n"},
@@ -92,6 +92,8 @@ func TestAttackOnTheScriptSocketGrantsNothing(t *testing.T) {
 		{"sieves", strings.Replace(good, "imap", "sieves", 1) + "\n"},
 		{"user is a list", strings.Replace(good, `"alice"`, `["alice"]`, 1) + "\n"},
 		{"session is a number", strings.Replace(good, "{", `{"session":1,`, 1) + "\n"},
+		{"no time", strings.Replace(good, `,"time":"2026-11-23T06:28:25Z"`, "", 1) + "\n"},
+		{"time in words", strings.Replace(good, "2026-11-23T06:28:25Z", "now", 1) + "\n"},
 		{"no line end", good},
 		{"endless line", strings.Repeat("x", 3*maxTold)},
 	} {
@@ -165,11 +167,11 @@ func TestScriptsThatHangCostOthersNothing(t *testing.T) {
 }
 
 func FuzzTold(f *testing.F) {
-	f.Add([]byte(`{"client":"198.51.100.7","user":"alice","service":"imap"}` + "\n"))
-	f.Add([]byte(`{"client":"2001:db8::7","user":"al\u0131ce","service":"pop3s","session":"x"}`))
-	f.Add([]byte(`{"client":"198.51.100.7","Client":"203.0.113.66","user":"alice","service":"imap"}`))
+	f.Add([]byte(`{"client":"198.51.100.7","user":"alice","service":"imap","time":"2026-11-23T06:28:25Z"}` + "\n"))
+	f.Add([]byte(`{"client":"2001:db8::7","user":"al\u0131ce","service":"pop3s","session":"x","time":"2026-11-23T06:28:25.5+01:00"}`))
+	f.Add([]byte(`{"client":"198.51.100.7","Client":"203.0.113.66","user":"alice","service":"imap","time":"2026-11-23T06:28:25Z"}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
-		ev, err := readTold(line)
+		ev, _, err := readTold(line)
 		if err != nil {
 			if ev != (relay.Event{}) {
 				t.Errorf("an error and an event: %+v", ev)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"popgate/internal/control"
 	"popgate/internal/lab"
@@ -278,6 +279,28 @@ func TestAPostLoginScriptOfDovecot24TellsOfALogin(t *testing.T) {
 		p.WaitGrant(t, alice6)
 		p.Stop(t)
 		h.IMAP(t, alice, "alice").Logout() // let in all the same
+	})
+}
+
+// Whatever becomes of popgate, users get at their mail.
+func TestAFrozenPopgateHoldsUpNoLogin(t *testing.T) {
+	t.Parallel()
+	lab.WithDaemon(t, func(t *testing.T, h *lab.Host) {
+		p := popgateForReports(t, h)
+		h.Dovecot(t, lab.DovecotOptions{Extra: reporting})
+		h.IMAP(t, alice, "alice").Logout()
+		p.WaitGrant(t, alice)
+		p.Freeze(t)
+		for range 20 {
+			start := time.Now()
+			h.IMAP(t, alice6, "bob").Logout()
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("a login took %v", took)
+			}
+		}
+		p.Thaw(t)
+		h.POP3(t, mallet, "alice").Logout()
+		p.WaitGrant(t, mallet)
 	})
 }
 

@@ -45,7 +45,7 @@ var trixie = sync.OnceValue(func() error {
 	const list = "dovecot-imapd dovecot-pop3d dash"
 	if done, err := os.ReadFile(stamp); err != nil || string(done) != list {
 		if err := unpackTrixie(root, filepath.Join(cache, "apt-trixie"), strings.Fields(list)); err != nil {
-			return fmt.Errorf("Debian 13's Dovecot: %w", err)
+			return fmt.Errorf("packages of Debian 13: %w", err)
 		}
 		if err := os.WriteFile(stamp, []byte(list), 0o644); err != nil {
 			return err
