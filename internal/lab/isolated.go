@@ -59,7 +59,7 @@ func WithDaemon(t *testing.T, body func(t *testing.T, h *Host)) {
 }
 
 // missing ends a test that can't be run on this machine.
-func missing(t *testing.T, err error) {
+func missing(t testing.TB, err error) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("lab: %v", err)
