@@ -210,3 +210,35 @@ func BenchmarkSkip(b *testing.B) {
 		}
 	}
 }
+
+// TestMessageThatALoggerMayHaveCutIsNoLogin: behind a name of the right length
+// the cut itself is the end of the line that a stranger wrote.
+func TestMessageThatALoggerMayHaveCutIsNoLogin(t *testing.T) {
+	session := func(user string) string {
+		return `perdition.pop3: Auth: 192.0.2.7:4711->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="` + user +
+			`" server="a:1" protocol=POP3 server-secure=plaintext status="ok"`
+	}
+	textLen := len(session("")) - len("perdition.pop3: ")
+	for _, tt := range []struct {
+		name, format, before, line string
+		want                       Result
+	}{
+		{"perdition, 399 bytes", "perdition", "", session(strings.Repeat("v", shortestCut-1-textLen)), Login},
+		{"perdition, 400 bytes", "perdition", "", session(strings.Repeat("v", shortestCut-textLen)), Unparsed},
+		{"perdition, 199 bytes through BusyBox", "perdition", "mail.notice ", session(strings.Repeat("v", busyBoxCut-1-textLen)), Login},
+		{"perdition, 200 bytes through BusyBox", "perdition", "mail.notice ", session(strings.Repeat("v", busyBoxCut-textLen)), Unparsed},
+		{"imapproxy, 199 bytes", "imapproxy", "", "imapproxyd: LOGIN: '" + strings.Repeat("v", busyBoxCut-1-41) + "' (192.0.2.7:4711) on new sd [99]", Login},
+		{"imapproxy, 200 bytes", "imapproxy", "", "imapproxyd: LOGIN: '" + strings.Repeat("v", busyBoxCut-41) + "' (192.0.2.7:4711) on new sd [99]", Unparsed},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := New(tt.format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, got := parseLine(t, p, tt.before+tt.line); got != tt.want {
+				_, text, _ := strings.Cut(tt.line, ": ")
+				t.Errorf("%v, want %v; the message has %d bytes", got, tt.want, len(text))
+			}
+		})
+	}
+}
