@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -124,6 +125,9 @@ func TestAReportThatLacksAnAttributeSaysWhichLineToWrite(t *testing.T) {
 	_, err := readReport([]byte(with(`"mech":"PLAIN",`, ``)))
 	if err == nil || !strings.Contains(err.Error(), "mech is missing") || !strings.Contains(err.Error(), reportAttributes) {
 		t.Errorf("got %v, want the missing mech and the line to write", err)
+	}
+	if doc, err := os.ReadFile("../docs/dovecot.md"); err != nil || !strings.Contains(string(doc), reportAttributes) {
+		t.Errorf("docs/dovecot.md has another line (%v)", err)
 	}
 }
 

@@ -282,6 +282,24 @@ func TestAPostLoginScriptOfDovecot24TellsOfALogin(t *testing.T) {
 	})
 }
 
+// Postfix asks Dovecot about SMTP AUTH, and Dovecot reports that too.
+func TestSMTPAuthThatIsReportedIsNoLogin(t *testing.T) {
+	set := pushed()
+	set.postfix.Auth = true
+	on(t, "postfix", set, func(t *testing.T, s *site) {
+		s.reportsTaken(t)
+		c := s.SMTP(t, mallet)
+		if r := c.Auth("alice", lab.Password); !r.Is(235) {
+			t.Fatalf("AUTH: %v", r)
+		}
+		s.login(t, alice)
+		lab.Until(t, "both reports are counted", func() bool { return s.source(t, pushSource).Lines == 2 })
+		if src := s.source(t, pushSource); src.Logins != 1 || s.popgate.Holds(t, mallet) {
+			t.Errorf("SMTP AUTH counts as a login: %+v", src)
+		}
+	})
+}
+
 // Whatever becomes of popgate, users get at their mail.
 func TestAFrozenPopgateHoldsUpNoLogin(t *testing.T) {
 	t.Parallel()
