@@ -77,10 +77,13 @@ func (j *Journal) Type() string { return "journal" }
 func (j *Journal) Records(ctx context.Context, from relay.Position, since time.Time) iter.Seq[Record] {
 	return func(yield func(Record) bool) {
 		r := &journalReader{Journal: j, ctx: ctx, yield: yield, window: j.now().Sub(since), buf: make([]byte, chunk), news: true}
-		if from.Sum == j.proof.sum() && !from.Time.After(j.now().Add(tolerance)) {
-			r.complete = from.Time
+		if from.Sum == j.proof.sum() {
+			r.resumed = true
 			if isCursor([]byte(from.Cursor)) {
 				r.cursor = []byte(from.Cursor)
+			}
+			if !from.Time.After(j.now().Add(tolerance)) { // else the clock has been set back
+				r.complete = from.Time
 			}
 		}
 		for r.session() {

@@ -129,7 +129,8 @@ func TestAPlaceThatIsGoneFallsBackToATime(t *testing.T) {
 		{"another machine's", func(s *journalStage, p *relay.Position) { p.Cursor = foreign }, "LOST"},
 		{"another machine's, of the future", func(s *journalStage, p *relay.Position) {
 			p.Cursor, p.Time = strings.Replace(foreign, "t=1;", "t=7fffffffffffff;", 1), time.Now().Add(24*time.Hour)
-		}, ""},
+		}, "LOST"},
+		{"read by a clock that was set back since", func(s *journalStage, p *relay.Position) { p.Time = time.Now().Add(24 * time.Hour) }, "nothing"},
 		{"another proof's", func(s *journalStage, p *relay.Position) { p.Sum++ }, ""},
 		{"vacuumed with unread entries", func(s *journalStage, p *relay.Position) {
 			s.journal.Control(s.T, "--rotate", "--vacuum-files=1")
@@ -153,13 +154,13 @@ func TestAPlaceThatIsGoneFallsBackToATime(t *testing.T) {
 				}
 				tt.turn(s, &s.position)
 				var want []string
-				if tt.want != "" {
-					want = append(want, tt.want)
-				}
-				if strings.HasPrefix(tt.name, "vacuumed") {
-					want = append(want, loginMessage(2))
-				} else {
-					want = append(want, loginMessage(1))
+				switch {
+				case strings.HasPrefix(tt.name, "vacuumed"):
+					want = []string{tt.want, loginMessage(2)}
+				case tt.want == "":
+					want = []string{loginMessage(1)}
+				case tt.want != "nothing":
+					want = []string{tt.want, loginMessage(1)}
 				}
 				s.start().waitUp().want(want...)
 				s.login(3).wantLogins(3)

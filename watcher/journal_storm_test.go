@@ -78,8 +78,8 @@ func (w *journalStorm) run(length time.Duration) {
 	others := w.journal.Pipe(w.T, "dovecot.service", 0, "/usr/bin/logger", "-t", "dovecot", "-p", "mail.info")
 	var writers sync.WaitGroup
 	written := 0
+	r := rand.New(rand.NewPCG(w.chance.Uint64(), 2))
 	writers.Go(func() {
-		r := rand.New(rand.NewPCG(w.chance.Uint64(), 2))
 		for ; ctx.Err() == nil; time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond) {
 			for range r.IntN(12) {
 				w.login(written)

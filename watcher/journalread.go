@@ -25,6 +25,7 @@ type journalReader struct {
 	entry  format.Entry
 
 	cursor   []byte    // of the last entry journalctl told
+	resumed  bool      // an earlier reading got somewhere
 	complete time.Time // what was logged up to then has been handed over
 	skip     bool      // the next entry must be that of cursor, which has been
 	broken   error     // and is not
@@ -132,7 +133,7 @@ func (r *journalReader) begin() (dir, place string, err error) {
 		return "", "", errGone
 	}
 	if r.misses = 0; at < 0 {
-		lost := !r.complete.IsZero() && (r.head == nil || oldest.After(r.covered))
+		lost := (r.resumed || !r.complete.IsZero()) && (r.head == nil || oldest.After(r.covered))
 		if lost || len(r.cursor) > 0 {
 			r.emit(Record{Kind: Gap, Lost: lost})
 		}
@@ -387,7 +388,7 @@ func (r *journalReader) arrived() error {
 		if err != nil {
 			return err
 		}
-		if !sameEntry(head, r.head) && entryTime(r.entry.Time).After(r.covered) {
+		if r.head != nil && !sameEntry(head, r.head) && entryTime(r.entry.Time).After(r.covered) {
 			r.emit(Record{Kind: Gap, Lost: true})
 		}
 	}
