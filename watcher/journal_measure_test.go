@@ -146,3 +146,26 @@ func (c *counter) Event(relay.Event, time.Time) {
 }
 func (c *counter) Gap(string, time.Time)           {}
 func (c *counter) Position(string, relay.Position) {}
+
+// What looking at the journal every 10 ms costs while nothing is logged.
+func TestMeasureJournalIdle(t *testing.T) {
+	measured(t)
+	onJournal(t, lab.JournalOptions{}, func(s *journalStage) {
+		s.start().waitUp()
+		ticks := func(pid string) (n int) {
+			text, err := os.ReadFile("/proc/" + pid + "/stat")
+			s.check(err)
+			var user, system int
+			_, rest, _ := strings.Cut(string(text), ") ")
+			f := strings.Fields(rest)
+			fmt.Sscan(f[11], &user)
+			fmt.Sscan(f[12], &system)
+			return user + system
+		}
+		child := fmt.Sprint(children()[0])
+		own, theirs := ticks("self"), ticks(child)
+		const seconds = 20
+		time.Sleep(seconds * time.Second)
+		s.Logf("in %d s: popgate %d ms, its journalctl %d ms of processor time", seconds, 10*(ticks("self")-own), 10*(ticks(child)-theirs))
+	})
+}
