@@ -206,6 +206,9 @@ func (k *checker) push(what string, s *config.Source) {
 		return
 	}
 	k.listen(what, s.Listen)
+	if s.Listen.OffLoopback() {
+		k.warn(what, "its secret comes over the network in the clear, and whoever sees it can forge logins; let a tunnel end on this host, and listen on 127.0.0.1")
+	}
 }
 
 // ownFile says whether the last lines of a log are of a file that the server

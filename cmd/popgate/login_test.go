@@ -136,4 +136,7 @@ func TestCheckLooksAtTheKeyFileOfAPushSource(t *testing.T) {
 	s.want(0, "in use; by a running popgate", "check")
 	os.Chmod(filepath.Join(s.dir, "key"), 0o644)
 	s.want(1, "has mode 0644, so that others can read it", "check")
+	os.Chmod(filepath.Join(s.dir, "key"), 0o600)
+	s.write("milter.yaml", strings.Replace(s.read("milter.yaml"), "{push: \"127.0.0.1:", "{insecure: true, allow: [192.0.2.0/24], push: \"0.0.0.0:", 1))
+	s.want(0, "comes over the network in the clear", "check")
 }
