@@ -147,7 +147,7 @@ func (c *counter) Event(relay.Event, time.Time) {
 func (c *counter) Gap(string, time.Time)           {}
 func (c *counter) Position(string, relay.Position) {}
 
-// What looking at the journal every 10 ms costs while nothing is logged.
+// What looking at the journal every 20 ms costs while nothing is logged.
 func TestMeasureJournalIdle(t *testing.T) {
 	measured(t)
 	onJournal(t, lab.JournalOptions{}, func(s *journalStage) {

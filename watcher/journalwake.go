@@ -10,7 +10,7 @@ import (
 )
 
 // wakeEvery is how often the journal is looked at for something new.
-const wakeEvery = 10 * time.Millisecond
+const wakeEvery = 20 * time.Millisecond
 
 // waker tells a journalctl that follows to look for new entries. journald writes
 // an entry at once, but lets readers know of it up to half a second later. So the
