@@ -118,7 +118,7 @@ func TestSyslogHealsWhenEitherEndRestarts(t *testing.T) {
 			lab.Until(t, "popgate notices that nobody sends", func() bool { _, code := s.popgate.Run(t, "status"); return code == 5 })
 			deferred(t, s.SMTP(t, mallet), "nobody sends")
 			s.relays(t, s.SMTP(t, alice), "granted before")
-			daemon = x.send(t, s)
+			x.send(t, s)
 			s.login(t, "198.51.100.8")
 			s.popgate.Must(t, "status")
 			s.popgate.Stop(t)
