@@ -74,7 +74,32 @@ func TestALoginInTheJournalGrants(t *testing.T) {
 		j.Start(t)
 		s.login(t, "192.0.2.4")
 		refused(t, s.SMTP(t, mallet), "who never logged in")
+		checked, code := s.popgate.Run(t, "check")
+		if !strings.Contains(checked, "ok    source journal:"+dovecotUnit) || code != 0 {
+			t.Errorf("check: exit %d: %s", code, checked)
+		}
 		s.onlySubjects(t, "after the login", "after a login while popgate was dead")
+	})
+}
+
+// An entry that systemd-journal-remote took from another machine, with all the
+// fields of Dovecot's, lies where journalctl --merge finds it.
+func TestAnEntryOfAnotherMachineGrantsNothing(t *testing.T) {
+	onJournal(t, nil, func(t *testing.T, s *site, j *lab.Journal) {
+		s.login(t, "192.0.2.9")
+		own := j.Control(t, "-o", "export", "_SYSTEMD_UNIT="+dovecotUnit, "-n", "20")
+		forged := strings.ReplaceAll(own, "rip=192.0.2.9", "rip="+mallet)
+		for _, file := range []string{"/var/log/journal/remote/remote-evil.journal", "/var/log/journal/remote-evil.journal"} {
+			j.Import(t, file, forged)
+		}
+		if !strings.Contains(j.Control(t, "--merge", "-o", "cat", "_SYSTEMD_UNIT="+dovecotUnit, "_EXE=/usr/lib/dovecot/log", "_UID=0"), mallet) {
+			t.Fatal("the attack is none: journalctl --merge does not show it")
+		}
+		grantsNothing(t, s)
+		s.popgate.Stop(t)
+		s.popgate.Start(t)
+		s.waitUp(t)
+		refused(t, s.SMTP(t, mallet), "after a new start")
 	})
 }
 
