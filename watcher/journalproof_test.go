@@ -1,6 +1,8 @@
 package watcher
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -130,4 +132,47 @@ func FuzzCursor(f *testing.F) {
 			t.Errorf("%q passes for the same entry", c)
 		}
 	})
+}
+
+// Every login that a real server of the corpus wrote is believed, with no more
+// than its unit known, and Cyrus's user of that machine.
+func TestTheServersOfTheCorpusAreBelieved(t *testing.T) {
+	for folder, tt := range map[string]struct {
+		format string
+		own    Trust
+	}{
+		"dovecot23": {"dovecot", Trust{}}, "dovecot24": {"dovecot", Trust{}},
+		"courier10": {"courier", Trust{}}, "courier14": {"courier", Trust{}},
+		"cyrus36": {"cyrus", Trust{Users: []string{"101"}}}, "cyrus310": {"cyrus", Trust{Users: []string{"101"}}},
+	} {
+		base := filepath.Join("format", "testdata", folder, folder+"-journal-json")
+		text, err := os.ReadFile(base + ".log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		table, err := os.ReadFile(base + ".tsv")
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, rows := strings.Split(strings.TrimSpace(string(text)), "\n"), strings.Split(strings.TrimSpace(string(table)), "\n")[1:]
+		units := []string{"dovecot.service", "courier-pop.service", "courier-imap.service", "courier-pop-ssl.service", "courier-imap-ssl.service", "cyrus-imapd.service"}
+		p, err := newProof(units, tt.format, tt.own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		logins := 0
+		for i, row := range rows {
+			if columns := strings.Split(row, "\t"); len(columns) < 2 || columns[1] != "login" {
+				continue
+			}
+			logins++
+			var e format.Entry
+			if !format.SplitEntry([]byte(lines[i]), &e) || p.judge(&e, string(e.Machine)) != believed {
+				t.Errorf("%s: line %d is not believed: %s", folder, i+1, lines[i])
+			}
+		}
+		if logins == 0 {
+			t.Errorf("%s: no login in it", folder)
+		}
+	}
 }
