@@ -94,7 +94,7 @@ const postLoginScript = `#!/bin/sh
 # service = what Dovecot calls this script with: imap or pop3
 service=$1; shift
 if [ "$AUTH_MECH" != ANONYMOUS ]; then
-	/usr/bin/popgate login "$IP" --user="$USER" --service="$service" --socket=/run/popgate/push.sock || true
+	/usr/sbin/popgate login "$IP" --user="$USER" --service="$service" --socket=/run/popgate/push.sock || true
 fi
 exec "$@"
 `
@@ -116,7 +116,7 @@ func TestAPostLoginScriptTellsOfALogin(t *testing.T) {
 		},
 		dovecot: lab.DovecotOptions{Extra: append([]string{"auth_mechanisms = plain anonymous"}, postLogin...)},
 		prepare: func(t *testing.T) {
-			if err := os.WriteFile("/etc/dovecot/popgate-login", []byte(strings.ReplaceAll(postLoginScript, "/usr/bin/popgate", lab.PopgatePath)), 0o755); err != nil {
+			if err := os.WriteFile("/etc/dovecot/popgate-login", []byte(strings.ReplaceAll(postLoginScript, "/usr/sbin/popgate", lab.PopgatePath)), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -272,7 +272,7 @@ func TestAPostLoginScriptOfDovecot24TellsOfALogin(t *testing.T) {
 	lab.WithDovecot24(t, func(t *testing.T, h *lab.Host) {
 		p := h.Popgate(t, "local_domains: [local.test]\nlocal_domains_from: none\nlisten: {push: \"unix:/run/popgate/push.sock\"}\nsources: [{file: /var/log/nothing.log, format: dovecot}]\n")
 		h.Dovecot24(t, lab.DovecotOptions{Extra: postLogin24},
-			map[string]string{"/etc/dovecot/popgate-login": strings.ReplaceAll(postLoginScript, "/usr/bin/popgate", lab.PopgatePath)})
+			map[string]string{"/etc/dovecot/popgate-login": strings.ReplaceAll(postLoginScript, "/usr/sbin/popgate", lab.PopgatePath)})
 		h.IMAP(t, alice, "alice").Logout()
 		p.WaitGrant(t, alice)
 		h.POP3(t, alice6, "bob").Logout()
