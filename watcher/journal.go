@@ -23,8 +23,10 @@ const (
 	// has told everything.
 	provedEvery = time.Minute
 	// silence is how long journalctl may owe entries that are in the journal
-	// and tell none.
-	silence = 3 * time.Second
+	// and tell none. It has twice the time after each time it was found silent,
+	// up to mostSilence: a disk may be slow.
+	silence     = 3 * time.Second
+	mostSilence = time.Minute
 	// prompt is how soon journalctl must be back at work after its death, and as
 	// far as it was.
 	prompt = time.Second
@@ -52,7 +54,8 @@ type Journal struct {
 	units  []string
 	proof  proof
 	now    func() time.Time
-	proved time.Duration // how often journalctl is asked whether all was told
+	proved time.Duration // provedEvery, except in tests
+	silent time.Duration // silence, except in tests
 }
 
 // NewJournal names the units whose logins are read and the format they log in.
@@ -64,7 +67,7 @@ func NewJournal(units []string, formatName string, own Trust) (*Journal, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &Journal{units: units, proof: p, now: time.Now, proved: provedEvery}, nil
+	return &Journal{units: units, proof: p, now: time.Now, proved: provedEvery, silent: silence}, nil
 }
 
 // Name is the source's name in configuration and status.
@@ -76,7 +79,7 @@ func (j *Journal) Type() string { return "journal" }
 // Records reads the journal until ctx ends; see Source.
 func (j *Journal) Records(ctx context.Context, from relay.Position, since time.Time) iter.Seq[Record] {
 	return func(yield func(Record) bool) {
-		r := &journalReader{Journal: j, ctx: ctx, yield: yield, window: j.now().Sub(since), buf: make([]byte, chunk), news: true}
+		r := &journalReader{Journal: j, ctx: ctx, yield: yield, window: j.now().Sub(since), buf: make([]byte, chunk), patience: j.silent, news: true}
 		if from.Sum == j.proof.sum() {
 			r.resumed = true
 			if isCursor([]byte(from.Cursor)) {

@@ -53,6 +53,7 @@ func TestAJournalctlThatTellsNothingIsNoticed(t *testing.T) {
 	onJournal(t, lab.JournalOptions{}, func(s *journalStage) {
 		s.login(1).waitJournal("a login", loginMessage(1), 1)
 		s.instead(`case "$*" in *--follow*) exec sleep 60;; esac; exec $real "$@"` + "\n")
+		s.source.silent = 300 * time.Millisecond
 		s.start()
 		s.waitDown("source journal:dovecot.service", "--follow does not tell")
 		if s.up > 0 {
@@ -149,7 +150,7 @@ func TestJournalctlHasAnEnvironmentOfItsOwn(t *testing.T) {
 // harm.
 func TestAFrozenJournalctlIsReplaced(t *testing.T) {
 	onJournal(t, lab.JournalOptions{}, func(s *journalStage) {
-		s.source.proved = 100 * time.Millisecond
+		s.source.proved, s.source.silent = 100*time.Millisecond, 300*time.Millisecond
 		s.start().waitUp()
 		frozen := children()
 		for _, pid := range frozen {

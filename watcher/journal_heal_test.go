@@ -64,33 +64,36 @@ func TestOnlyEntriesSeenComingAreLive(t *testing.T) {
 // Whatever happens to the journal and its readers, no login is lost and none is
 // told twice.
 func TestNothingIsLostWhen(t *testing.T) {
-	for name, happen := range map[string]func(s *journalStage){
-		"the journal is rotated":      func(s *journalStage) { s.journal.Control(s.T, "--rotate") },
-		"journald is told by SIGUSR2": func(s *journalStage) { s.journal.Signal(s.T, syscall.SIGUSR2) },
-		"what was read is vacuumed":   func(s *journalStage) { s.journal.Control(s.T, "--rotate", "--vacuum-files=1") },
-		"journald restarts":           func(s *journalStage) { s.journal.Stop(s.T); s.journal.Start(s.T) },
-		"journald is killed":          func(s *journalStage) { s.journal.Kill(); s.journal.Start(s.T) },
-		"the reader is killed":        func(s *journalStage) { killChildren() },
-		"the reader is told to end":   func(s *journalStage) { syscall.Kill(children()[0], syscall.SIGTERM) },
-		"everything happens at a time": func(s *journalStage) {
-			killChildren()
-			s.journal.Control(s.T, "--rotate")
-			s.journal.Kill()
-			s.journal.Start(s.T)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			onJournal(t, lab.JournalOptions{}, func(s *journalStage) {
-				s.start().waitUp()
-				for i := range 3 {
-					n := 10 * i
-					s.login(n + 1).wantLogins(n + 1)
-					happen(s)
-					s.login(n+2).login(n+3).wantLogins(n+2, n+3)
-				}
-			})
-		})
-	}
+	onJournal(t, lab.JournalOptions{}, func(s *journalStage) {
+		s.start().waitUp()
+		n := 0
+		for _, tt := range []struct {
+			name   string
+			happen func()
+		}{
+			{"the journal is rotated", func() { s.journal.Control(s.T, "--rotate") }},
+			{"journald is told by SIGUSR2", func() { s.journal.Signal(s.T, syscall.SIGUSR2) }},
+			{"what was read is vacuumed", func() { s.journal.Control(s.T, "--rotate", "--vacuum-files=1") }},
+			{"journald restarts", func() { s.journal.Stop(s.T); s.journal.Start(s.T) }},
+			{"journald is killed", func() { s.journal.Kill(); s.journal.Start(s.T) }},
+			{"the reader is killed", killChildren},
+			{"the reader is told to end", func() { syscall.Kill(children()[0], syscall.SIGTERM) }},
+			{"all of it at a time", func() {
+				killChildren()
+				s.journal.Control(s.T, "--rotate")
+				s.journal.Kill()
+				s.journal.Start(s.T)
+			}},
+		} {
+			s.Log(tt.name)
+			for range 2 {
+				s.login(n + 1).wantLogins(n + 1)
+				tt.happen()
+				s.login(n+2).login(n+3).wantLogins(n+2, n+3)
+				n += 3
+			}
+		}
+	})
 }
 
 // Before /var can be written to, journald keeps its journal in /run; then it

@@ -100,7 +100,7 @@ func (w *journalStorm) run(length time.Duration) {
 		func() { w.stop(); w.journal.Control(w.T, "--rotate"); w.start() },
 		func() {
 			imports++
-			w.journal.Import(w.T, fmt.Sprintf("/var/log/journal/remote/remote-%d.journal", imports), w.export(forgedFrom+imports))
+			w.journal.Import(w.T, fmt.Sprintf("/var/log/journal/remote/remote-%d.journal", imports%4), w.export(forgedFrom+imports))
 		},
 	}
 	happened := 0

@@ -33,15 +33,16 @@ type journalReader struct {
 	since    time.Time // where reading began; zero: at the cursor
 	whole    bool      // times mean nothing in this journal: all of it is read
 
-	view    view
-	changed time.Time // since when the folders are not those of view
-	looked  time.Time // when they were last looked at
-	covered time.Time // nothing older is needed when reading begins
-	head    []byte    // the oldest entry then
-	began   time.Time
-	goal    []byte    // an entry to be reached: the last one there was
-	goalAt  time.Time // at this time
-	heard   time.Time // when journalctl last told anything
+	view     view
+	changed  time.Time // since when the folders are not those of view
+	looked   time.Time // when they were last looked at
+	covered  time.Time // nothing older is needed when reading begins
+	head     []byte    // the oldest entry then
+	began    time.Time
+	goal     []byte        // an entry to be reached: the last one there was
+	goalAt   time.Time     // at this time
+	heard    time.Time     // when journalctl last told anything
+	patience time.Duration // how long it may tell nothing while it owes something
 
 	live    bool      // the present has been reached
 	news    bool      // something was handed over since the last CaughtUp
@@ -76,7 +77,9 @@ func (r *journalReader) session() bool {
 	if errors.Is(err, errMoved) {
 		return true
 	}
-	r.whole = errors.Is(err, errSilent)
+	if r.whole = errors.Is(err, errSilent); r.whole {
+		r.patience = min(2*r.patience, mostSilence)
+	}
 	// One that lived for long may be started again at once.
 	if r.pause = min(max(2*r.pause, firstPause), lastPause); r.now().Sub(r.began) > 10*r.pause {
 		r.pause = firstPause
@@ -97,7 +100,7 @@ func (r *journalReader) failed(err error) {
 	if r.failing.IsZero() {
 		r.failing = r.now()
 	}
-	certain := errors.Is(err, fs.ErrPermission) || errors.Is(err, errNoJournalctl)
+	certain := errors.Is(err, fs.ErrPermission) || errors.Is(err, errNoJournalctl) || errors.Is(err, errSilent)
 	if !certain && r.now().Add(r.pause).Sub(r.failing) < prompt {
 		return
 	}
@@ -226,7 +229,6 @@ func (r *journalReader) follow(dir, place string) error {
 	if err != nil {
 		return err
 	}
-	r.heard = r.now()
 	if err := r.aim(); err != nil {
 		c.stop()
 		return err
@@ -342,7 +344,7 @@ func (r *journalReader) aim() error {
 	}
 	// What is older than where reading began is not told.
 	if goal != nil && !sameEntry(goal, r.cursor) && !entryTime(r.entry.Time).Before(r.since) {
-		r.goal = goal
+		r.goal, r.heard = goal, r.now()
 	}
 	return nil
 }
@@ -354,7 +356,7 @@ func (r *journalReader) tick() error {
 	case r.broken != nil:
 		return r.broken
 	case r.goal != nil:
-		if now.Sub(r.heard) > silence && now.Sub(r.goalAt) > silence {
+		if now.Sub(r.heard) > r.patience {
 			return errSilent
 		}
 	case !r.live:
@@ -393,7 +395,7 @@ func (r *journalReader) arrived() error {
 		}
 	}
 	r.live, r.news = true, true
-	r.trouble, r.failing, r.whole = "", time.Time{}, false
+	r.trouble, r.failing, r.whole, r.patience = "", time.Time{}, false, r.silent
 	r.settle()
 	return nil
 }
