@@ -13,22 +13,22 @@ import (
 	"popgate/internal/lab"
 )
 
-// instead has a script run in the place of journalctl. $real is the true one.
+// instead has a script run in the place of journalctl, until mended. $real is
+// the true one.
 func (s *journalStage) instead(script string) {
 	s.Helper()
 	dir := s.TempDir()
 	real, path := filepath.Join(dir, "real"), filepath.Join(dir, "journalctl")
-	text, err := os.ReadFile("/usr/bin/journalctl")
-	if err != nil {
-		s.Fatal(err)
-	}
-	if err := os.WriteFile(real, text, 0o755); err != nil {
-		s.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nreal="+real+"\n"+script), 0o755); err != nil {
-		s.Fatal(err)
-	}
-	journalctlPath = path // this process runs one test only
+	text, err := os.ReadFile(journalctlPath)
+	s.check(err)
+	s.check(os.WriteFile(real, text, 0o755))
+	s.check(os.WriteFile(path, []byte("#!/bin/sh\nreal="+real+"\n"+script), 0o755))
+	s.host.Replace(s.T, journalctlPath, path)
+}
+
+func (s *journalStage) mended() {
+	s.Helper()
+	s.check(syscall.Unmount(journalctlPath, syscall.MNT_DETACH))
 }
 
 func (s *journalStage) waitDown(words ...string) {
@@ -59,7 +59,7 @@ func TestAJournalctlThatTellsNothingIsNoticed(t *testing.T) {
 		if s.up > 0 {
 			s.Error("up before the login was told")
 		}
-		journalctlPath = "/usr/bin/journalctl"
+		s.mended()
 		s.waitUp().wantLogins(1)
 	})
 }
@@ -76,11 +76,11 @@ func TestWhyTheJournalCantBeRead(t *testing.T) {
 			mend  func()
 		}{
 			{"no journalctl", func() { journalctlPath = "/nowhere/journalctl" }, []string{"/nowhere/journalctl: not there", "install systemd"},
-				func() { journalctlPath = "/usr/bin/journalctl" }},
+				func() { s.stop(); journalctlPath = "/usr/bin/journalctl"; s.start() }},
 			{"a journalctl that fails", func() { s.instead("echo words of its own >&2; exit 3\n") }, []string{"exit status 3: words of its own"},
-				func() { journalctlPath = "/usr/bin/journalctl" }},
+				s.mended},
 			{"a journalctl that dies while it follows", func() { s.instead(`case "$*" in *--follow*) kill -9 $$;; esac; exec $real "$@"` + "\n") }, []string{"signal: killed"},
-				func() { journalctlPath = "/usr/bin/journalctl" }},
+				s.mended},
 			{"no machine id", func() { s.check(os.WriteFile("/etc/machine-id", nil, 0o644)) }, []string{"/etc/machine-id: holds no machine id", "systemd-machine-id-setup"},
 				func() { s.check(os.WriteFile("/etc/machine-id", []byte(s.journal.MachineID+"\n"), 0o644)) }},
 			{"no journal", func() { s.check(os.Rename(s.journal.Dir(), "/var/log/elsewhere")) }, []string{"no journal of this machine in /var/log/journal/" + s.journal.MachineID, "does systemd-journald run?"},
