@@ -66,6 +66,8 @@ soak:
 install: build
 	install -D -m 755 $(BIN)/popgate $(DESTDIR)$(PREFIX)/sbin/popgate
 	install -D -m 640 milter.yaml.example $(DESTDIR)/etc/popgate/milter.yaml.example
+	install -D -m 644 man/popgate.8 $(DESTDIR)$(PREFIX)/share/man/man8/popgate.8
+	install -D -m 644 man/milter.yaml.5 $(DESTDIR)$(PREFIX)/share/man/man5/milter.yaml.5
 
 # The sources with the modules they need, to build packages from without network.
 tree:

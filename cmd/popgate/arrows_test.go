@@ -12,6 +12,7 @@ import (
 var arrows = map[string][]string{
 	"popgate/internal/relay":   {},
 	"popgate/contrib":          {},
+	"popgate/man":              {},
 	"popgate/internal/ledger":  {"popgate/internal/relay"},
 	"popgate/internal/gate":    {"popgate/internal/relay"},
 	"popgate/internal/state":   {"popgate/internal/relay"},
