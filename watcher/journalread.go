@@ -65,6 +65,7 @@ var (
 // session reads until something makes it begin again. It answers false when
 // nobody wants more.
 func (r *journalReader) session() bool {
+	r.began = r.now()
 	dir, place, err := r.begin()
 	if err == nil && !r.over() {
 		err = r.follow(dir, place)
@@ -117,7 +118,7 @@ func (r *journalReader) begin() (dir, place string, err error) {
 	if r.view, err = r.look(); err != nil {
 		return "", "", err
 	}
-	r.changed, r.began, r.broken = time.Time{}, r.now(), nil
+	r.changed, r.broken = time.Time{}, nil
 	if r.head, err = r.ask(r.view.dirs[0]); err != nil {
 		return "", "", err
 	}
