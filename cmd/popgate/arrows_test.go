@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"popgate/internal/listen":  {"popgate/internal/relay"},
 	"popgate/internal/policy":  {"popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
+	"popgate/internal/wiring":  {"github.com/emersion/go-milter"},
 	"popgate/milter":           {"popgate/internal/listen", "popgate/internal/relay", "github.com/emersion/go-milter"},
 	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
 	"popgate/watcher/format":   {"popgate/internal/relay"},

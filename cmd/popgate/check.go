@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -20,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"popgate/internal/config"
+	"popgate/internal/wiring"
 	"popgate/watcher"
 	"popgate/watcher/format"
 )
@@ -48,29 +48,42 @@ func (k *checker) fail(what, text string) {
 }
 
 func newCheck(e *env, g *global) *cobra.Command {
-	return &cobra.Command{
-		Use:   "check",
-		Short: "Check the configuration, the sources and the domains, and name the remedies",
+	live := false
+	cmd := &cobra.Command{
+		Use:   "check [--live]",
+		Short: "Check the configuration, the sources, the domains and the MTA's wiring, and name the remedies",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			cfg, warnings, err := loadConfig(g.config)
-			if err != nil {
-				return failWith(exitConfig, err)
-			}
-			k := &checker{e: e}
-			k.ok("configuration "+g.config, "")
-			for _, w := range warnings {
-				k.warn("configuration", w.String())
-			}
-			k.times(cfg)
-			k.listeners(cfg)
-			k.sources(c.Context(), cfg)
-			k.domains(c.Context(), cfg)
-			k.stateDir(cfg)
-			k.drac(sendmailCF)
-			return k.report(g.json)
+			return check(c.Context(), e, g, live)
 		},
 	}
+	cmd.Flags().BoolVar(&live, "live", false, "ask the running daemon too, and put test questions through the doors")
+	return cmd
+}
+
+func check(ctx context.Context, e *env, g *global, live bool) error {
+	cfg, warnings, err := loadConfig(g.config)
+	if err != nil {
+		return failWith(exitConfig, err)
+	}
+	k := &checker{e: e}
+	k.ok("configuration "+g.config, "")
+	for _, w := range warnings {
+		k.warn("configuration", w.String())
+	}
+	k.times(cfg)
+	k.clock()
+	k.listeners(cfg)
+	k.sources(ctx, cfg)
+	site := k.domains(ctx, cfg)
+	k.stateDir(cfg)
+	w := k.wiring(ctx, cfg, mtaFiles{postfix: "/etc/postfix/main.cf", sendmail: "/etc/mail/sendmail.cf"}, wiring.Exec)
+	w.domains(ctx, cfg, site)
+	w.reach(ctx)
+	if live {
+		k.live(ctx, cfg, g, w, site)
+	}
+	return k.report(g.json)
 }
 
 func (k *checker) report(asJSON bool) error {
@@ -193,6 +206,8 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 			continue
 		}
 		k.ok(what, fmt.Sprintf("%d bytes, last written %s", info.Size(), stampOf(info.ModTime())))
+		k.silent(what, info.ModTime())
+		k.stamps(what, &s, info.ModTime())
 		if !ownFile(s.Path) {
 			k.warn(what, "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users")
 		}
@@ -241,20 +256,22 @@ func ownFile(path string) bool {
 	return own > 0 && other == 0
 }
 
-func (k *checker) domains(ctx context.Context, cfg *config.Config) {
+// domains gives the site's domains, or nil where they can't be had.
+func (k *checker) domains(ctx context.Context, cfg *config.Config) *sites {
 	s, err := newSites(ctx, cfg, slog.New(warnings{k}))
 	if err != nil {
 		k.fail("local domains", err.Error())
-		return
+		return nil
 	}
 	for _, p := range s.problems() {
 		k.warn("local domains", p)
 	}
 	if s.current().Empty() && !s.present().Asks() {
 		k.fail("local domains", "none is known: every recipient the MTA does not call local would be put off; name them in local_domains, or let local_domains_from find them")
-		return
+		return s
 	}
 	k.ok("local domains", fmt.Sprintf("%d known", s.current().Len()))
+	return s
 }
 
 func (k *checker) stateDir(cfg *config.Config) {
@@ -302,20 +319,6 @@ func (k *checker) stateDir(cfg *config.Config) {
 		return
 	}
 	k.ok(what, "")
-}
-
-const sendmailCF = "/etc/mail/sendmail.cf"
-
-// temporaryDrac is FEATURE(drac)'s map with a value for temporary failures.
-var temporaryDrac = regexp.MustCompile(`(?m)^Kdrac\s.*\s-T`)
-
-// drac shouts when sendmail's FEATURE(drac) is an open relay: it takes any value
-// of its map for a yes, and -T makes a dead popgate's value one.
-func (k *checker) drac(cf string) {
-	text, err := os.ReadFile(cf)
-	if err == nil && temporaryDrac.Match(text) {
-		k.fail("sendmail "+cf, "FEATURE(`drac') with -T is an OPEN RELAY whenever popgate is down: take -T out of its line in sendmail.mc, or use contrib/sendmail/socketmap.mc instead")
-	}
 }
 
 // warnings turns what the daemon would log into findings.

@@ -476,22 +476,3 @@ func TestTestLogCountsAndExits(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestCheckShoutsAtDracWithTemporaryFailures(t *testing.T) {
-	for line, bad := range map[string]bool{
-		"Kdrac socket -T<TMPF> local:/run/popgate/socketmap.sock": true,
-		"Kdrac socket local:/run/popgate/socketmap.sock":          false,
-		"#Kdrac socket -T<TMPF> local:/x":                         false,
-		"Kpopgate socket -T<TMPF> local:/x":                       false,
-	} {
-		cf := filepath.Join(t.TempDir(), "sendmail.cf")
-		if err := os.WriteFile(cf, []byte("V10/Berkeley\n"+line+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		k := &checker{}
-		k.drac(cf)
-		if got := len(k.findings) == 1 && k.findings[0].Result == "FAIL"; got != bad {
-			t.Errorf("%q: %+v", line, k.findings)
-		}
-	}
-}
