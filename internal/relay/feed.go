@@ -19,9 +19,9 @@ type Batch struct {
 type Position struct {
 	Device, Inode uint64    // file
 	Offset        int64     // file: bytes up to and with the last judged line
-	Sum           uint64    // file: hash of the bytes before Offset, so that another file in the same place is noticed
-	Cursor        string    // journal
-	Time          time.Time // arrival of the last record, the fall-back when the place is gone
+	Sum           uint64    // file: hash of the bytes before Offset, so that another file in the same place is noticed; journal: hash of what an entry must show to be read, so that other rules begin anew
+	Cursor        string    // journal: the last entry that was dealt with
+	Time          time.Time // arrival of the last record; journal: everything logged up to then has been read
 }
 
 // IsZero says whether there is no position.
