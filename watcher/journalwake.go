@@ -2,6 +2,7 @@ package watcher
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,7 +22,8 @@ const wakeEvery = 20 * time.Millisecond
 // It only ever makes an entry come sooner. Where there is no room for the folder
 // there is none, and journalctl hears from journald alone.
 type waker struct {
-	dir, bell string // empty: none
+	dir, bell string   // empty: none
+	held      *os.File // the bell, locked as long as we live
 	file      string
 	head      [headLen]byte
 }
@@ -33,19 +35,50 @@ const headAt, headLen = 136, 32
 // newWaker makes the folder for a journal's own.
 func newWaker(journal string) *waker {
 	w := &waker{file: filepath.Join(journal, "system.journal")}
-	// What is left of it after a crash goes with the service's own folder.
 	root, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
-	dir, err := os.MkdirTemp(root, "popgate-journal-")
+	if root == "" {
+		root = os.TempDir()
+	}
+	removeWakers(root)
+	dir, err := os.MkdirTemp(root, wakerName)
 	if err != nil {
 		return w
 	}
 	bell := filepath.Join(dir, "bell")
-	if os.Symlink(journal, filepath.Join(dir, filepath.Base(journal))) != nil || os.WriteFile(bell, nil, 0o600) != nil {
+	f, err := os.OpenFile(bell, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err == nil {
+		w.held = f
+		err = errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB), os.Symlink(journal, filepath.Join(dir, filepath.Base(journal))))
+	}
+	if err != nil {
+		w.held.Close()
 		os.RemoveAll(dir)
 		return w
 	}
 	w.dir, w.bell = dir, bell
 	return w
+}
+
+const wakerName = "popgate-journal-"
+
+// removeWakers removes what a popgate that was killed left behind: folders of
+// ours whose bell nobody holds any more.
+func removeWakers(root string) {
+	left, _ := filepath.Glob(filepath.Join(root, wakerName+"*"))
+	for _, dir := range left {
+		var st syscall.Stat_t
+		if syscall.Lstat(dir, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFDIR || int(st.Uid) != os.Geteuid() {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(dir, "bell"), os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			os.RemoveAll(dir)
+		}
+		f.Close()
+	}
 }
 
 // folder is what journalctl is to follow.
@@ -87,5 +120,6 @@ func (w *waker) every() time.Duration {
 func (w *waker) close() {
 	if w.dir != "" {
 		os.RemoveAll(w.dir)
+		w.held.Close()
 	}
 }
