@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,7 +31,14 @@ func onJournal(t *testing.T, extra []string, test func(t *testing.T, s *site, j 
 // waitUp waits until popgate's sources are up.
 func (s *site) waitUp(t *testing.T) {
 	t.Helper()
-	lab.Until(t, "the source is up", func() bool { out, _ := s.popgate.Run(t, "status"); return strings.Contains(out, " up ") })
+	lab.Until(t, "the source is up", func() bool {
+		out, _ := s.popgate.Run(t, "status", "--json")
+		var status struct{ Sources []struct{ State string } }
+		if err := json.Unmarshal([]byte(out), &status); err != nil {
+			t.Fatalf("popgate status --json: %v in %q", err, out)
+		}
+		return len(status.Sources) == 1 && status.Sources[0].State == "up"
+	})
 }
 
 // readers gives the journalctls that run.
