@@ -22,7 +22,7 @@ var wantedBoot = []string{"mmdebstrap", "systemd-container", "libsystemd-shared"
 // its cache to be installed by a test, and those that build the package.
 var (
 	wantedMachine = []string{"systemd-sysv", "dbus", "dovecot-pop3d", "dovecot-imapd"}
-	wantedLater   = []string{"postfix"}
+	wantedLater   = []string{"postfix", "sendmail"} // which exclude each other
 	wantedBuild   = []string{"debhelper", "dpkg-dev", "lintian"}
 )
 
@@ -100,8 +100,10 @@ func (d debian) make(cache, dir, name, own string) error {
 	}
 	args := []string{"--quiet", "--mode=root", "--variant=apt", "--skip=cleanup/apt",
 		"--include=" + strings.Join(wantedMachine, ","), `--aptopt=Apt::Install-Recommends "false"`,
-		`--customize-hook=chroot "$1" apt-get -qq clean`,
-		`--customize-hook=chroot "$1" apt-get -qq -y --download-only install ` + strings.Join(wantedLater, " ")}
+		`--customize-hook=chroot "$1" apt-get -qq clean`}
+	for _, name := range wantedLater {
+		args = append(args, `--customize-hook=chroot "$1" apt-get -qq -y --download-only install `+name)
+	}
 	for _, o := range options {
 		args = append(args, "--aptopt="+o)
 	}
