@@ -11,9 +11,11 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
+	"popgate/internal/listen"
 	"popgate/internal/relay"
 )
 
@@ -44,11 +46,12 @@ type Push struct {
 	custody custody
 	tick    time.Duration // between looks at the key file, and retries
 	within  time.Duration // a report must have been sent
+	places  int           // connections at once
 }
 
 // NewPush makes a source. Nothing is opened before Records.
 func NewPush(o PushOptions) *Push {
-	return &Push{PushOptions: o, custody: newCustody(), tick: tellTick, within: reportIn}
+	return &Push{PushOptions: o, custody: newCustody(), tick: tellTick, within: reportIn, places: maxReporters}
 }
 
 // Name is the source's name unless the configuration gives it another.
@@ -95,7 +98,7 @@ func (p *Push) listen(ctx context.Context, yield func(Record) bool) error {
 	if err != nil {
 		return fmt.Errorf("%w; is another program listening there?", err)
 	}
-	d := &desk{key: keyFile{path: p.KeyFile, custody: p.custody}, post: newPost()}
+	d := &desk{allow: p.Allow, key: keyFile{path: p.KeyFile, custody: p.custody}, post: newPost()}
 	trouble := d.key.read()
 	srv := &http.Server{
 		Handler:           d,
@@ -108,7 +111,8 @@ func (p *Push) listen(ctx context.Context, yield func(Record) bool) error {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- srv.Serve(&lobby{Listener: ln, allow: p.Allow, post: d.post, places: make(chan struct{}, maxReporters)})
+		// Whoever is not let in might have told of a login.
+		ended <- srv.Serve(listen.NewDoorman(ln, p.places, d.admits, d.post.miss))
 	}()
 	serving := true
 	defer func() {
@@ -253,67 +257,25 @@ func (h *handing) tick() {
 	}
 }
 
-// lobby lets in only who may connect, and only so many at once.
-type lobby struct {
-	net.Listener
-	allow  []netip.Prefix
-	post   *post
-	places chan struct{}
-}
-
-func (l *lobby) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if peer, ok := l.may(c); !ok {
-			l.post.refuse(fmt.Errorf("%s may not connect; allow names who may", peer))
-			c.Close()
-			continue
-		}
-		select {
-		case l.places <- struct{}{}:
-			return &visitor{Conn: c, leave: sync.OnceFunc(func() { <-l.places })}, nil
-		default:
-			l.post.miss() // it might have been about a login
-			c.Close()
-		}
-	}
-}
-
-// may says whether the peer of a connection may send. This host itself may.
-func (l *lobby) may(c net.Conn) (netip.Addr, bool) {
-	ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
-	if err != nil {
-		return netip.Addr{}, false
-	}
-	peer := relay.Canonical(ap.Addr())
-	if peer.IsLoopback() {
-		return peer, true
-	}
-	for _, p := range l.allow {
-		if p.Contains(peer) {
-			return peer, true
-		}
-	}
-	return peer, false
-}
-
-type visitor struct {
-	net.Conn
-	leave func()
-}
-
-func (v *visitor) Close() error {
-	defer v.leave()
-	return v.Conn.Close()
-}
-
 // desk answers Dovecot.
 type desk struct {
-	key  keyFile
-	post *post
+	allow []netip.Prefix
+	key   keyFile
+	post  *post
+}
+
+// admits says whether the peer of a connection may send. This host itself may.
+func (d *desk) admits(c net.Conn) bool {
+	ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return false
+	}
+	peer := relay.Canonical(ap.Addr())
+	if peer.IsLoopback() || slices.ContainsFunc(d.allow, func(p netip.Prefix) bool { return p.Contains(peer) }) {
+		return true
+	}
+	d.post.refuse(fmt.Errorf("%s may not connect; allow names who may", peer))
+	return false
 }
 
 // keyHeader carries the secret. Dovecot itself gives it this name when it is

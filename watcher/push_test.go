@@ -32,7 +32,7 @@ type pushStage struct {
 	records chan Record
 }
 
-func startPush(t *testing.T, change func(*PushOptions)) *pushStage {
+func startPush(t *testing.T, change func(*Push)) *pushStage {
 	t.Helper()
 	dir := t.TempDir()
 	s := &pushStage{T: t, key: filepath.Join(dir, "push.key"), records: make(chan Record, 10000)}
@@ -44,16 +44,15 @@ func startPush(t *testing.T, change func(*PushOptions)) *pushStage {
 	ln.Close()
 	s.url = "http://" + s.addr + "/?command=report"
 	s.writeKey(goodKey)
-	o := PushOptions{Network: "tcp", Address: s.addr, KeyFile: s.key}
+	p := NewPush(PushOptions{Network: "tcp", Address: s.addr, KeyFile: s.key})
+	p.tick, p.within = 20*time.Millisecond, 500*time.Millisecond
 	if change != nil {
-		change(&o)
+		change(p)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p := NewPush(o)
-		p.tick, p.within = 20*time.Millisecond, 500*time.Millisecond
 		for r := range p.Records(ctx, relay.Position{}, time.Time{}) {
 			s.records <- r
 		}
@@ -304,44 +303,26 @@ func TestAFullQueueIsALoss(t *testing.T) {
 }
 
 func TestTooManyConnectionsAreALoss(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &lobby{Listener: ln, post: newPost(), places: make(chan struct{}, 1)}
-	dial := func() {
-		c, err := net.Dial("tcp", ln.Addr().String())
+	s := startPush(t, func(p *Push) { p.places = 1 })
+	s.up()
+	for range 2 {
+		c, err := net.Dial("tcp", s.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { c.Close() })
+		defer c.Close()
 	}
-	dial()
-	first, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dial()
-	go l.Accept()
-	select {
-	case <-l.post.lost:
-	case <-time.After(10 * time.Second):
+	if !s.next(Gap).Lost {
 		t.Error("a connection was turned away and nobody knows")
 	}
-	first.Close()
-	first.Close() // gives back one place, not two
-	if len(l.places) != 0 {
-		t.Errorf("%d places taken, want none", len(l.places))
-	}
-	ln.Close()
 }
 
 func TestOnlyThoseAllowedMayConnect(t *testing.T) {
-	l := &lobby{allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	d := &desk{allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, post: newPost()}
 	for from, want := range map[string]bool{"127.0.0.1": true, "::1": true, "::ffff:127.0.0.1": true, "192.0.2.9": true, "::ffff:192.0.2.9": true,
 		"192.0.3.9": false, "2001:db8::1": false} {
 		c := connFrom{addr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 4711))}
-		if _, ok := l.may(c); ok != want {
+		if ok := d.admits(c); ok != want {
 			t.Errorf("%s may connect: %v, want %v", from, ok, want)
 		}
 	}
@@ -359,7 +340,7 @@ func TestAPushHealsWhenItsPortIsFree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startPush(t, func(o *PushOptions) { o.Address = taken.Addr().String() })
+	s := startPush(t, func(p *Push) { p.Address = taken.Addr().String() })
 	if err := s.next(Down).Err; !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("down because of %v, want the port taken", err)
 	}

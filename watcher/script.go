@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"popgate/internal/listen"
 	"popgate/internal/relay"
 )
 
@@ -84,10 +85,10 @@ func (s *Script) Records(ctx context.Context, _ relay.Position, _ time.Time) ite
 func (s *Script) accept(ctx context.Context, post *post, failed chan<- error) {
 	var visits sync.WaitGroup
 	defer visits.Wait()
-	places := make(chan struct{}, maxScripts)
+	door := listen.NewDoorman(s.ln, maxScripts, func(net.Conn) bool { return true }, post.miss)
 	var trouble error
 	for {
-		c, err := s.ln.Accept()
+		c, err := door.Accept()
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 			if c != nil {
 				c.Close()
@@ -108,16 +109,7 @@ func (s *Script) accept(ctx context.Context, post *post, failed chan<- error) {
 			}
 			continue
 		}
-		select {
-		case places <- struct{}{}:
-			visits.Go(func() {
-				defer func() { <-places }()
-				serveScript(c, post)
-			})
-		default:
-			post.miss()
-			c.Close()
-		}
+		visits.Go(func() { serveScript(c, post) })
 	}
 }
 

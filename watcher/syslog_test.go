@@ -56,8 +56,8 @@ func freeAddress(t *testing.T, network string) string {
 	return l.Addr().String()
 }
 
-// listen starts a source and waits until it listens.
-func listen(t *testing.T, o SyslogOptions) *ear {
+// startSyslog starts a source and waits until it listens.
+func startSyslog(t *testing.T, o SyslogOptions) *ear {
 	t.Helper()
 	if o.Address == "" {
 		o.Address = freeAddress(t, o.Network)
@@ -186,7 +186,7 @@ var onlyLocal = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
 func TestSyslogIsUpWhenSomebodyIsHeard(t *testing.T) {
 	for _, network := range []string{"unix", "unix-stream", "udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
-			e := listen(t, SyslogOptions{Network: network})
+			e := startSyslog(t, SyslogOptions{Network: network})
 			dial := map[string]string{"unix": "unixgram", "unix-stream": "unix"}[network]
 			if dial == "" {
 				dial = network
@@ -207,7 +207,7 @@ func TestSyslogIsUpWhenSomebodyIsHeard(t *testing.T) {
 
 func TestASenderOutsideTheListChangesNothing(t *testing.T) {
 	t.Run("tcp", func(t *testing.T) {
-		e := listen(t, SyslogOptions{Network: "tcp", Allow: onlyLocal})
+		e := startSyslog(t, SyslogOptions{Network: "tcp", Allow: onlyLocal})
 		for range 3 {
 			c := e.talk("tcp", "127.0.0.2")
 			io.WriteString(c, sent("mx1", "forged")+"\n")
@@ -221,7 +221,7 @@ func TestASenderOutsideTheListChangesNothing(t *testing.T) {
 		e.wait(sent("mx1", "a"))
 	})
 	t.Run("a spoofed datagram", func(t *testing.T) {
-		e := listen(t, SyslogOptions{Network: "udp", Allow: onlyLocal})
+		e := startSyslog(t, SyslogOptions{Network: "udp", Allow: onlyLocal})
 		say(t, e.talk("udp", "127.0.0.2"), sent("mx1", "forged"))
 		e.wait("REFUSED udp:" + e.address + ": 127.0.0.2 is not in allow")
 		say(t, e.talk("udp", "127.0.0.1"), sent("mx1", "a"))
@@ -236,7 +236,7 @@ func TestASenderOutsideTheListChangesNothing(t *testing.T) {
 func TestAllowMeansAnAddressHoweverItLooks(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		_, port, _ := net.SplitHostPort(freeAddress(t, network))
-		e := listen(t, SyslogOptions{Network: network, Address: "[::]:" + port, Allow: onlyLocal})
+		e := startSyslog(t, SyslogOptions{Network: network, Address: "[::]:" + port, Allow: onlyLocal})
 		e.address = "127.0.0.1:" + port
 		say(t, e.talk(network, "127.0.0.1"), sent("mx1", "a")+"\n")
 		e.wait(sent("mx1", "a"))
@@ -324,7 +324,7 @@ func TestAUserWhoIsNotVouchedForChangesNothing(t *testing.T) {
 			if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
 				t.Fatal(err)
 			}
-			e := listen(t, SyslogOptions{Network: network, Address: dir + "/log.sock", PeerUIDs: []uint32{4242}})
+			e := startSyslog(t, SyslogOptions{Network: network, Address: dir + "/log.sock", PeerUIDs: []uint32{4242}})
 			as := func(uid int, text string) {
 				asUser(t, uid, func() {
 					c, err := net.Dial(dial, e.address)
@@ -347,7 +347,7 @@ func TestAUserWhoIsNotVouchedForChangesNothing(t *testing.T) {
 		})
 	}
 	t.Run("without peer_uids nobody else comes that far", func(t *testing.T) {
-		e := listen(t, SyslogOptions{Network: "unix"})
+		e := startSyslog(t, SyslogOptions{Network: "unix"})
 		info, err := os.Stat(e.address)
 		if err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%v %v", info.Mode(), err)
@@ -356,7 +356,7 @@ func TestAUserWhoIsNotVouchedForChangesNothing(t *testing.T) {
 }
 
 func TestAHostThatIsNotListedIsNotRead(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp", Hosts: []string{"mx1", "mx2.example.org"}})
+	e := startSyslog(t, SyslogOptions{Network: "tcp", Hosts: []string{"mx1", "mx2.example.org"}})
 	c := e.talk("tcp", "")
 	for _, host := range []string{"mx3", "mx", "mx11", "mx2", "mx2.example.org.evil.test"} {
 		say(t, c, sent(host, "forged")+"\n")
@@ -371,7 +371,7 @@ func TestAHostThatIsNotListedIsNotRead(t *testing.T) {
 }
 
 func TestAnEndlessLineCostsItsSenderOnly(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp"})
+	e := startSyslog(t, SyslogOptions{Network: "tcp"})
 	good, bad := e.talk("tcp", "127.0.0.1"), e.talk("tcp", "127.0.0.2")
 	say(t, good, sent("mx1", "first")+"\n")
 	e.wait(sent("mx1", "first"))
@@ -391,7 +391,7 @@ func TestAnEndlessLineCostsItsSenderOnly(t *testing.T) {
 }
 
 func TestAWrongOctetCountCostsItsSenderOnly(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp"})
+	e := startSyslog(t, SyslogOptions{Network: "tcp"})
 	good, bad := e.talk("tcp", "127.0.0.1"), e.talk("tcp", "127.0.0.2")
 	say(t, good, sent("mx1", "first")+"\n")
 	e.wait(sent("mx1", "first"))
@@ -412,7 +412,7 @@ func TestAWrongOctetCountCostsItsSenderOnly(t *testing.T) {
 // One who connects and says nothing that syslog is was never a sender: his
 // going is no loss.
 func TestAConnectionThatSaysNothingChangesNothing(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp"})
+	e := startSyslog(t, SyslogOptions{Network: "tcp"})
 	good := e.talk("tcp", "127.0.0.1")
 	say(t, good, sent("mx1", "first")+"\n")
 	e.wait(sent("mx1", "first"))
@@ -433,7 +433,7 @@ func TestAConnectionThatSaysNothingChangesNothing(t *testing.T) {
 }
 
 func TestAConnectionThatBreaksInsideAMessageIsALoss(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp"})
+	e := startSyslog(t, SyslogOptions{Network: "tcp"})
 	c := e.talk("tcp", "")
 	say(t, c, sent("mx1", "a")+"\n"+sent("mx1", "Login: half a mess"))
 	e.wait(sent("mx1", "a"))
@@ -444,7 +444,7 @@ func TestAConnectionThatBreaksInsideAMessageIsALoss(t *testing.T) {
 }
 
 func TestManyConnectionsCostTheirOwnerOnly(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp"})
+	e := startSyslog(t, SyslogOptions{Network: "tcp"})
 	for range maxOfOne {
 		e.talk("tcp", "127.0.0.2")
 	}
@@ -460,7 +460,7 @@ func TestManyConnectionsCostTheirOwnerOnly(t *testing.T) {
 func TestASlowReader(t *testing.T) {
 	const many = 20_000
 	t.Run("tcp", func(t *testing.T) {
-		e := listen(t, SyslogOptions{Network: "tcp"})
+		e := startSyslog(t, SyslogOptions{Network: "tcp"})
 		c := e.talk("tcp", "")
 		e.hold.Lock()
 		go func() {
@@ -477,7 +477,7 @@ func TestASlowReader(t *testing.T) {
 		}
 	})
 	t.Run("udp", func(t *testing.T) {
-		e := listen(t, SyslogOptions{Network: "udp"})
+		e := startSyslog(t, SyslogOptions{Network: "udp"})
 		c := e.talk("udp", "")
 		say(t, c, sent("mx1", "first"))
 		e.wait(sent("mx1", "first"))
@@ -543,7 +543,7 @@ func TestALineTooLongIsNoMemory(t *testing.T) {
 
 // As many senders as there may be, each inside a message of the greatest length.
 func TestFullBuffersOfEverySenderStayWithinBounds(t *testing.T) {
-	e := listen(t, SyslogOptions{Network: "tcp"})
+	e := startSyslog(t, SyslogOptions{Network: "tcp"})
 	heap := func() uint64 {
 		runtime.GC()
 		var m runtime.MemStats
@@ -629,7 +629,7 @@ func TestAListenerThatCannotBeOpenedSaysWhyAndHeals(t *testing.T) {
 
 func TestASocketThatWasRemovedIsMadeAnew(t *testing.T) {
 	t.Parallel()
-	e := listen(t, SyslogOptions{Network: "unix"})
+	e := startSyslog(t, SyslogOptions{Network: "unix"})
 	os.Remove(e.address)
 	e.wait("DOWN unix:" + e.address + ": the socket has been removed or replaced")
 	e.wait("GAP lost")
@@ -648,7 +648,7 @@ func TestASocketLeftBehindIsTaken(t *testing.T) {
 			if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Close(fd)); err != nil {
 				t.Fatal(err)
 			}
-			e := listen(t, SyslogOptions{Network: network, Address: path})
+			e := startSyslog(t, SyslogOptions{Network: network, Address: path})
 			say(t, e.talk(dial, ""), sent("mx1", "a")+"\n")
 			e.wait(sent("mx1", "a"))
 		}
@@ -814,7 +814,7 @@ func courierSession(client string) string {
 // login, over another one, and nobody can tell which was written first.
 func TestPiecesOfOneCourierRecordOverTwoConnections(t *testing.T) {
 	for _, ordered := range []bool{true, false} {
-		e := listen(t, SyslogOptions{Network: "tcp", Ordered: ordered})
+		e := startSyslog(t, SyslogOptions{Network: "tcp", Ordered: ordered})
 		withheld := map[bool]string{true: "WITHHELD "}[ordered]
 		a := e.talk("tcp", "")
 		say(t, a, sent("mx1", "one")+"\n")

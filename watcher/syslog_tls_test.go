@@ -97,7 +97,7 @@ func TestWhichCertificatesCount(t *testing.T) {
 	ours, theirs := newAuthority(t), newAuthority(t)
 	o := SyslogOptions{Network: "tls", TLS: ours.write(t.TempDir(), ours.host("log.test", false))}
 	o.TLS.Names = []string{"mx1.test"}
-	e := listen(t, o)
+	e := startSyslog(t, o)
 	for _, tt := range []struct {
 		name   string
 		config *tls.Config
@@ -141,7 +141,7 @@ func TestCertificatesAreReadAgainWhenTheyChange(t *testing.T) {
 	a := newAuthority(t)
 	dir := t.TempDir()
 	o := SyslogOptions{Network: "tls", TLS: a.write(dir, a.host("old.test", false))}
-	e := listen(t, o)
+	e := startSyslog(t, o)
 	shows := func() string {
 		c, err := tls.Dial("tcp", e.address, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{a.host("mx1.test", false)}})
 		if err != nil {

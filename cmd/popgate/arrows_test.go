@@ -18,15 +18,15 @@ var arrows = map[string][]string{
 	"popgate/internal/state":   {"popgate/internal/relay"},
 	"popgate/internal/domains": {"popgate/internal/relay", "golang.org/x/net/idna", "golang.org/x/net/publicsuffix"},
 	"popgate/internal/config":  {"popgate/internal/relay", "popgate/internal/domains", "gopkg.in/yaml.v3"},
-	"popgate/internal/control": {"popgate/internal/relay"},
+	"popgate/internal/control": {"popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/internal/logging": {"popgate/internal/gate"},
-	"popgate/internal/metrics": {"popgate/internal/relay", "github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/collectors", "github.com/prometheus/client_golang/prometheus/promhttp"},
+	"popgate/internal/metrics": {"popgate/internal/listen", "popgate/internal/relay", "github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/collectors", "github.com/prometheus/client_golang/prometheus/promhttp"},
 	"popgate/internal/listen":  {"popgate/internal/relay"},
 	"popgate/internal/policy":  {"popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
 	"popgate/internal/wiring":  {"github.com/emersion/go-milter"},
 	"popgate/milter":           {"popgate/internal/listen", "popgate/internal/relay", "github.com/emersion/go-milter"},
-	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
+	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/listen", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
 	"popgate/watcher/format":   {"popgate/internal/relay"},
 }
 

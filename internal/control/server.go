@@ -14,9 +14,10 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
-	"sync"
 	"syscall"
 	"time"
+
+	"popgate/internal/listen"
 )
 
 // Access says who may use the socket beyond root and the daemon's own user.
@@ -88,7 +89,7 @@ func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, withi
 			srv.Close()
 		}
 	})
-	err := srv.Serve(&doorman{Listener: ln, server: s, places: make(chan struct{}, maxConns)})
+	err := srv.Serve(listen.NewDoorman(ln, maxConns, s.admits, nil))
 	if !stop() {
 		<-drained
 	}
@@ -98,48 +99,25 @@ func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, withi
 	return nil
 }
 
-// doorman lets in only who may read, and only so many at once: idle connections
-// of others must not use up the daemon's descriptors.
-type doorman struct {
-	net.Listener
-	server *server
-	places chan struct{}
-}
-
 const (
 	maxConns = 64
 	goAway   = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + `{"error":"` + forbidden + `"}` + "\n"
 )
 
-func (d *doorman) Accept() (net.Conn, error) {
-	for {
-		c, err := d.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		if d.server.mayRead(peerOf(c)) {
-			d.places <- struct{}{}
-			return &guest{Conn: c, leave: sync.OnceFunc(func() { <-d.places })}, nil
-		}
-		// It fits into the empty socket, so nobody waits for the peer to read.
-		c.SetWriteDeadline(time.Now().Add(time.Second))
-		c.Write([]byte(goAway))
-		c.Close()
+// admits lets in only who may read: idle connections of others must not use up
+// the daemon's descriptors.
+func (s *server) admits(c net.Conn) bool {
+	if s.mayRead(peerOf(c)) {
+		return true
 	}
-}
-
-type guest struct {
-	net.Conn
-	leave func()
-}
-
-func (g *guest) Close() error {
-	defer g.leave()
-	return g.Conn.Close()
+	// It fits into the empty socket, so nobody waits for the peer to read.
+	c.SetWriteDeadline(time.Now().Add(time.Second))
+	c.Write([]byte(goAway))
+	return false
 }
 
 func peerOf(c net.Conn) peer {
-	if g, ok := c.(*guest); ok {
+	if g, ok := c.(*listen.Guest); ok {
 		c = g.Conn
 	}
 	u, ok := c.(*net.UnixConn)

@@ -1,11 +1,13 @@
-// Package listen takes the connections of MTAs from a listener, whatever is
-// short at the moment.
+// Package listen takes connections from a listener, whatever is short at the
+// moment, and bounds them.
 //
-// It promises: Accept ends only with its context or with a listener that can
-// never accept again. Where the process has had no descriptor left for longer
-// than a moment, peers are hung up on at once instead of being left to wait for
-// their own timeouts, and so get to their temporary failure. It logs the
-// beginning and the end of such a time, not every connection of it.
+// It promises: Accept, which is for MTAs, ends only with its context or with a
+// listener that can never accept again. Where the process has had no descriptor
+// left for longer than a moment, peers are hung up on at once instead of being
+// left to wait for their own timeouts, and so get to their temporary failure. It
+// logs the beginning and the end of such a time, not every connection of it.
+// Room holds how many may be open. Doorman does the like for servers that accept
+// by themselves.
 package listen
 
 import (

@@ -8,12 +8,13 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"popgate/internal/listen"
 )
 
 // Options are what Serve shows, and to whom.
@@ -33,6 +34,12 @@ const (
 	drainLimit = time.Second
 )
 
+// admits says whether a peer may connect.
+func (o *Options) admits(c net.Conn) bool {
+	a, tcp := c.RemoteAddr().(*net.TCPAddr)
+	return !tcp || o.Allow(a.AddrPort().Addr())
+}
+
 // Serve answers on ln until ctx ends.
 func Serve(ctx context.Context, ln net.Listener, o Options) error {
 	registry := prometheus.NewRegistry()
@@ -51,7 +58,7 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 			srv.Close()
 		}
 	})
-	err := srv.Serve(&door{Listener: ln, allow: o.Allow, places: make(chan struct{}, maxConns)})
+	err := srv.Serve(listen.NewDoorman(ln, maxConns, o.admits, nil))
 	if !stop() {
 		<-stopped
 	}
@@ -75,40 +82,4 @@ func health(w http.ResponseWriter, problems []string) {
 	for _, p := range problems {
 		fmt.Fprintln(w, p)
 	}
-}
-
-// door lets in only who may, and a bounded number at a time.
-type door struct {
-	net.Listener
-	allow  func(netip.Addr) bool
-	places chan struct{}
-}
-
-// Accept gives the next connection that may come in.
-func (d *door) Accept() (net.Conn, error) {
-	d.places <- struct{}{}
-	for {
-		c, err := d.Listener.Accept()
-		if err != nil {
-			<-d.places
-			return nil, err
-		}
-		if a, tcp := c.RemoteAddr().(*net.TCPAddr); tcp && !d.allow(a.AddrPort().Addr()) {
-			c.Close()
-			continue
-		}
-		return &guest{Conn: c, leave: sync.OnceFunc(func() { <-d.places })}, nil
-	}
-}
-
-// guest gives its place back when it goes.
-type guest struct {
-	net.Conn
-	leave func()
-}
-
-// Close ends the connection.
-func (g *guest) Close() error {
-	defer g.leave()
-	return g.Conn.Close()
 }
