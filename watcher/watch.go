@@ -164,10 +164,16 @@ func (w *watch) line(r *Record) {
 	if !format.MayMatter(p, r.Text) || !format.Split(r.Text, &w.message) {
 		return
 	}
-	if r.Withheld || r.Sent && !format.SafeWhenCut(p) && mayBeCut(r.Text, &w.message) {
+	doubtful := r.Sent && !format.SafeWhenCut(p, &w.message) && mayBeCut(r.Text, &w.message)
+	if r.Withheld || doubtful && format.Remembers(p) {
 		w.message.Withheld, w.message.Text = true, nil
 	}
 	ev, result := p.Parse(&w.message)
+	if doubtful && result == format.Login {
+		// Somebody's login, or what a stranger wrote, up to the cut.
+		result = format.Unparsed
+		w.health.missed(0)
+	}
 	switch result {
 	case format.Login, format.Logout, format.Restart:
 		if w.date(&ev, r) {

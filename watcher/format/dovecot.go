@@ -19,6 +19,11 @@ import (
 //
 // Dovecot writes U and, for trusted front ends, S without escaping, so a user
 // or session that holds a field's end is refused, wherever it stands.
+//
+// A proxied login that failed begins with "proxy(U," as well, and U may be all
+// that a good one says. Read to its end such a line can't be bent, but one that
+// was cut can, so a line about a proxied session that may have been cut is no
+// login.
 type dovecot struct {
 	// host is that of the last line and the blank after it. It only makes
 	// mayMatter and SplitFor quicker.
@@ -50,13 +55,13 @@ func (d *dovecot) Parse(m *Message) (relay.Event, Result) {
 	word := s.run(&serviceChars)
 	switch string(word) {
 	case "pop3-login":
-		return dovecotLogin(s, relay.POP3, file)
+		return dovecotLogin(s, m, relay.POP3)
 	case "imap-login":
-		return dovecotLogin(s, relay.IMAP, file)
+		return dovecotLogin(s, m, relay.IMAP)
 	case "submission-login":
-		return dovecotLogin(s, relay.Submission, file)
+		return dovecotLogin(s, m, relay.Submission)
 	case "managesieve-login":
-		return dovecotLogin(s, relay.Sieve, file)
+		return dovecotLogin(s, m, relay.Sieve)
 	case "pop3":
 		return dovecotLogout(s, relay.POP3, file, d.bareLogouts)
 	case "imap":
@@ -75,9 +80,9 @@ func (d *dovecot) Parse(m *Message) (relay.Event, Result) {
 }
 
 // dovecotLogin reads what follows "imap-login".
-func dovecotLogin(s scanner, service relay.Service, file bool) (relay.Event, Result) {
+func dovecotLogin(s scanner, m *Message, service relay.Service) (relay.Event, Result) {
 	whole := s.rest
-	if !s.lit(": ") || file && !s.lit("Info: ") {
+	if !s.lit(": ") || m.Transport == DovecotFile && !s.lit("Info: ") {
 		return relay.Event{}, None
 	}
 	e := relay.Event{Kind: relay.Login, Service: service}
@@ -87,7 +92,7 @@ func dovecotLogin(s scanner, service relay.Service, file bool) (relay.Event, Res
 			return dovecotEvent(&e, method)
 		}
 	case s.lit("proxy("):
-		if method, ok := s.dovecotProxy(&e); ok {
+		if method, ok := s.dovecotProxy(&e); ok && (e.Kind == relay.Logout || !dovecotCut(m)) {
 			return dovecotEvent(&e, method)
 		}
 	}
@@ -130,6 +135,18 @@ func (s *scanner) dovecotProxy(e *relay.Event) (method []byte, ok bool) {
 	}
 	method, ok = s.dovecotFields(e, false)
 	return method, ok && e.User == string(name)
+}
+
+// dovecotCut says whether a logger may have cut a message of Dovecot's. Of
+// BusyBox's, which others build to cut at 1024 bytes, only those are doubted
+// that have the length at which it cuts by default: 256 with "<22>", the stamp
+// and the tag.
+func dovecotCut(m *Message) bool {
+	if m.Transport == BusyBox {
+		sent := len("<22>Nov 22 02:05:32 dovecot: ") + len(m.Text)
+		return len(m.Text) >= shortestCut || 250 <= sent && sent <= 258
+	}
+	return m.Transport != Journal && len(m.Text) >= shortestCut
 }
 
 // dovecotFields reads the fields of a login to the end of the message.
