@@ -118,7 +118,7 @@ func TestFileThatSetsEveryKey(t *testing.T) {
 		Sources: []Source{
 			{Name: "file:/var/log/mail.log", Kind: KindFile, Format: "dovecot", Path: "/var/log/mail.log", Location: time.Local},
 			{Name: "old pop", Kind: KindFile, Format: "acme", Path: "/var/log/pop.log", Zone: "Europe/Berlin", Location: berlin},
-			{Name: "journal:dovecot.service,courier-pop.service", Kind: KindJournal, Format: "auto",
+			{Name: "journal:dovecot.service,courier-pop.service", Kind: KindJournal, Format: "auto", Programs: []string{"/opt/mail/log"}, Users: []string{"vmail"},
 				Units: []string{"dovecot.service", "courier-pop.service"}, Location: time.Local},
 			{Name: "syslog:unix:/run/popgate/log.sock", Kind: KindSyslog, Format: "cyrus", PeerUIDs: []uint32{104},
 				Listen: Address{"unix", "/run/popgate/log.sock", "unix:/run/popgate/log.sock"}, Location: time.Local},
