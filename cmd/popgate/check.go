@@ -35,6 +35,7 @@ type finding struct {
 type checker struct {
 	e        *env
 	findings []finding
+	refused  bool // serve would not start
 }
 
 func (k *checker) ok(what, text string) {
@@ -102,7 +103,10 @@ func (k *checker) report(asJSON bool) error {
 		}
 		fmt.Fprintf(k.e.stdout, "%-4s  %s%s\n", f.Result, f.What, text)
 	}
-	if failed {
+	switch {
+	case k.refused: // the code with which serve ends, so that an upgrade can tell
+		return answerNo(exitConfig)
+	case failed:
 		return answerNo(exitNo)
 	}
 	return nil
@@ -261,6 +265,7 @@ func (k *checker) domains(ctx context.Context, cfg *config.Config) *sites {
 	s, err := newSites(ctx, cfg, slog.New(warnings{k}))
 	if err != nil {
 		k.fail("local domains", err.Error())
+		k.refused = true
 		return nil
 	}
 	for _, p := range s.problems() {

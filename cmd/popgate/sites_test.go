@@ -39,6 +39,7 @@ func TestAttackPostfixBecomesAnOpenRelayBehindTheRunningDaemon(t *testing.T) {
 	s.want(exitDegraded, finding, "status")
 	s.want(0, "pass: local", "ask", "203.0.113.66", "bob@example.org", "--mailer", "gw", "--addr", "bob@example.org", "--mta", "postfix")
 	s.want(exitConfig, finding, "reload")
+	s.want(exitConfig, finding, "check") // as serve would end, not as for what it can live with
 	conf("smtp")
 	s.until("gw is local again", func() bool { return strings.Contains(stranger(), "pass: local") })
 }
