@@ -39,11 +39,19 @@ type keyFile struct {
 // the same time and none lies in memory.
 type secret [sha256.Size]byte
 
-// UsableKey says whether a key file could be used now, and if not, why and what
-// would be right.
-func UsableKey(path string) error {
+// UsableKey says whether the user self could use a key file now, and if not, why
+// and what would be right. Root may ask for another user: the file that is right
+// for the daemon would be wrong for root.
+func UsableKey(path string, self uint32) error {
 	k := keyFile{path: path, custody: newCustody()}
-	return k.read()
+	k.custody.self = self
+	if err := k.read(); err != nil {
+		return err
+	}
+	if self != 0 && k.known.Uid != self {
+		return fmt.Errorf("key_file: %w", k.explain(fs.ErrPermission))
+	}
+	return nil
 }
 
 // holds says whether the secret is one of the file's, as it is now.

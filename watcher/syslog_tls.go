@@ -40,6 +40,26 @@ func newCertificates(o SyslogTLS) (*certificates, error) {
 	return c, err
 }
 
+// UsableTLS says whether a source could work with these files, and if not, why;
+// until is when the first of its own certificates ends, for then no sender that
+// looks at it connects any more.
+func UsableTLS(o SyslogTLS) (until time.Time, err error) {
+	c, err := newCertificates(o)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, der := range c.present.Certificates[0].Certificate {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("%s: %w", o.Cert, err)
+		}
+		if until.IsZero() || cert.NotAfter.Before(until) {
+			until = cert.NotAfter
+		}
+	}
+	return until, nil
+}
+
 // config gives the configuration for one more client. With an error it is
 // the one of before, if there was one.
 func (c *certificates) config() (*tls.Config, error) {

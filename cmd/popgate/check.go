@@ -193,7 +193,7 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 			continue
 		}
 		if s.Kind == config.KindPush {
-			k.push(what, &s)
+			k.push(what, &s, cfg.StateDir)
 			continue
 		}
 		info, err := os.Stat(s.Path)
@@ -219,8 +219,8 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 }
 
 // push tries what the source will do, as far as a running daemon allows.
-func (k *checker) push(what string, s *config.Source) {
-	if err := watcher.UsableKey(s.KeyFile); err != nil {
+func (k *checker) push(what string, s *config.Source, stateDir string) {
+	if err := watcher.UsableKey(s.KeyFile, daemonUser(stateDir)); err != nil {
 		k.fail(what, err.Error())
 		return
 	}
@@ -228,6 +228,18 @@ func (k *checker) push(what string, s *config.Source) {
 	if s.Listen.OffLoopback() {
 		k.warn(what, "its secret comes over the network in the clear, and whoever sees it can forge logins; let a tunnel end on this host, and listen on 127.0.0.1")
 	}
+}
+
+// daemonUser gives the user the daemon runs as: the one who checks, or, where
+// that is root, the owner of the state directory.
+func daemonUser(stateDir string) uint32 {
+	self := uint32(os.Geteuid())
+	if info, err := os.Stat(stateDir); self == 0 && err == nil {
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			return st.Uid
+		}
+	}
+	return self
 }
 
 // ownFile says whether the last lines of a log are of a file that the server
@@ -306,11 +318,14 @@ func (k *checker) stateDir(cfg *config.Config) {
 		return
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
-		text := fmt.Sprintf("belongs to user id %d, and this is user id %d: well if serve runs as the former, else chown it; check as the daemon's user tells more", st.Uid, os.Geteuid())
+		owner := fmt.Sprintf("#%d", st.Uid)
+		if u, err := user.LookupId(fmt.Sprint(st.Uid)); err == nil {
+			owner = u.Username
+		}
 		if os.Geteuid() == 0 {
-			k.warn(what, text)
+			k.warn(what, fmt.Sprintf("belongs to %[1]s: well if serve runs as that user, else chown it; whether %[1]s may read what root may, `sudo -u %[1]s popgate check` and `popgate check --live` tell", owner))
 		} else {
-			k.fail(what, text)
+			k.fail(what, fmt.Sprintf("belongs to %[1]s, and this is user id %[2]d: run check as %[1]s if serve runs as that user, else chown it", owner, os.Geteuid()))
 		}
 		return
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -139,4 +140,30 @@ func TestCheckLooksAtTheKeyFileOfAPushSource(t *testing.T) {
 	os.Chmod(filepath.Join(s.dir, "key"), 0o600)
 	s.write("milter.yaml", strings.Replace(s.read("milter.yaml"), "{push: \"127.0.0.1:", "{insecure: true, allow: [192.0.2.0/24], push: \"0.0.0.0:", 1))
 	s.want(0, "comes over the network in the clear", "check")
+}
+
+// The key file is right for popgate's user, not for the root who runs check.
+func TestCheckByRootLooksAtTheKeyFileForPopgatesUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to give files away")
+	}
+	const popgate = 4711
+	s := newSite(t)
+	key, state := filepath.Join(s.dir, "key"), filepath.Join(s.dir, "state")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file := fmt.Sprintf("{file: %s/mail.log, format: dovecot}", s.dir)
+	s.write("milter.yaml", strings.Replace(s.read("milter.yaml"), file, fmt.Sprintf("{push: %q, format: dovecot, key_file: %s}", l.Addr(), key), 1))
+	s.write("key", "0123456789abcdef0123456789abcdef\n")
+	if err := errors.Join(os.Chmod(key, 0o400), os.MkdirAll(state, 0o700), os.Chown(state, popgate, popgate), os.Chown(key, popgate, popgate)); err != nil {
+		t.Fatal(err)
+	}
+	s.want(0, "ok    source push:127.0.0.1:", "check")
+	os.Chown(key, 0, 0)
+	s.want(1, "key: permission denied; it must belong to popgate's user", "check")
+	os.Chown(key, popgate+1, 0)
+	s.want(1, "key belongs to uid 4712", "check")
 }

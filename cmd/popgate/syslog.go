@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"popgate/internal/config"
 	"popgate/watcher"
@@ -48,8 +49,31 @@ func orNamed(format string) string {
 	return ""
 }
 
-// syslog says who could forge a login that a syslog source takes.
+// expiring is how long before its end a certificate is worth a warning.
+const expiring = 14 * 24 * time.Hour
+
+// certificates says whether a source's own certificate would be taken by those
+// who send.
+func (k *checker) certificates(what string, t *config.TLS) {
+	until, err := watcher.UsableTLS(watcher.SyslogTLS{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA, Names: t.Names})
+	if err != nil {
+		k.fail(what, "tls: "+err.Error())
+		return
+	}
+	switch left := until.Sub(k.e.now().Wall); {
+	case left <= 0:
+		k.fail(what, fmt.Sprintf("tls.cert: %s ended at %s, so that no sender that looks at it connects; put a new one in its place", t.Cert, stampOf(until)))
+	case left < expiring:
+		k.warn(what, fmt.Sprintf("tls.cert: %s ends at %s; put a new one in its place before", t.Cert, stampOf(until)))
+	}
+}
+
+// syslog looks at a source's certificate, and says who could forge a login that
+// it takes.
 func (k *checker) syslog(what string, s *config.Source) {
+	if s.TLS != nil {
+		k.certificates(what, s.TLS)
+	}
 	var who string
 	switch s.Listen.Network {
 	case "udp":
