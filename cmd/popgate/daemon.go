@@ -82,6 +82,9 @@ func newDaemon(ctx context.Context, e *env, path string, cfg *config.Config) (*d
 		}
 		return nil, failWith(exitNo, err)
 	}
+	for _, key := range overruled(cfg, d.listeners) {
+		d.log.Warn("not opened: systemd hands over the sockets of this name; change its socket unit instead, or disable it", "key", key)
+	}
 	d.sources = newSources(d, positions, append(plans, planScripts(d.listeners)...))
 	return d, nil
 }

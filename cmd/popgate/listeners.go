@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -87,6 +88,30 @@ func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
 		}
 	}
 	return open, nil
+}
+
+// overruled names the addresses that listen says and nobody opens, since systemd
+// hands over sockets of that name. The defaults, which nobody wrote, are left out.
+func overruled(cfg *config.Config, open []openListener) (keys []string) {
+	usual := config.Default().Listen
+	for _, k := range []struct {
+		name         string
+		asked, usual []config.Address
+	}{
+		{"milter", cfg.Listen.Milter, usual.Milter},
+		{"policy", cfg.Listen.Policy, nil},
+		{"socketmap", cfg.Listen.Socketmap, nil},
+		{"control", []config.Address{cfg.Listen.Control}, []config.Address{usual.Control}},
+		{"metrics", []config.Address{cfg.Listen.Metrics}, []config.Address{usual.Metrics}},
+		{"push", []config.Address{cfg.Listen.Push}, []config.Address{usual.Push}},
+	} {
+		for _, a := range k.asked {
+			if !slices.Contains(k.usual, a) && !slices.ContainsFunc(open, func(l openListener) bool { return l.name == k.name && (l.text == a.Text || l.text == a.Address) }) {
+				keys = append(keys, "listen."+k.name+": "+a.String())
+			}
+		}
+	}
+	return keys
 }
 
 // scriptsOnly holds that a socket for `popgate login` is one only those can

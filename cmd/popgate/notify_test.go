@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -141,7 +142,14 @@ func TestUnderASupervisor(t *testing.T) {
 		handed = append(handed, l)
 	}
 	e.listeners = map[string][]net.Listener{"policy": handed}
+	s.write("milter.yaml", strings.Replace(fmt.Sprintf(siteConfig, s.dir), "listen:\n", "listen:\n  policy: [127.0.0.1:10025]\n", 1))
 	s.serve(e)
+	s.until("it says what it does not open", func() bool {
+		return strings.Contains(s.log.String(), `not opened: systemd`) && strings.Contains(s.log.String(), `key="listen.policy: 127.0.0.1:10025"`)
+	})
+	if n := strings.Count(s.log.String(), "not opened"); n != 1 {
+		t.Errorf("%d warnings of addresses that are not opened, want 1", n)
+	}
 	if told := n.all(); len(told) == 0 || !slices.Contains(told, "READY=1\nSTATUS=serving") {
 		t.Errorf("told %q when ready", told)
 	}
