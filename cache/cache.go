@@ -92,9 +92,11 @@ func (h *shard) use(items map[string]gocache.Item) {
 	h.grants.Store(gocache.NewFrom(gocache.NoExpiration, 0, items))
 }
 
-func (s *Store) at(k *relay.Key) *shard {
+func (s *Store) at(k *relay.Key) *shard { return &s.shard[s.shardOf(k)] }
+
+func (s *Store) shardOf(k *relay.Key) int {
 	h := maphash.Bytes(s.seed, k[:])
-	return &s.shard[(h>>32)*shards>>32]
+	return int((h >> 32) * shards >> 32)
 }
 
 // Get gives the grant of a key, live or ended.

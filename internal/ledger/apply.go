@@ -65,7 +65,7 @@ func (l *Ledger) apply(c *relay.Change, now relay.Now) []relay.Grant {
 
 func (l *Ledger) applyGrant(c *relay.Change, now relay.Now) {
 	g := c.Grant
-	g.Deadline = now.Mono + remaining(g.Expires, g.Login, now)
+	g.Deadline = deadline(&g, now)
 	key := g.Key()
 	h := l.held[key]
 	if !c.Ceiling.IsZero() {
@@ -75,13 +75,22 @@ func (l *Ledger) applyGrant(c *relay.Change, now relay.Now) {
 		l.settle(key, now) // kept apart: it shortens no login, and no login it
 		return
 	}
-	last, known := l.last(key, h)
-	// A last login that has ended by the clock that only runs forward makes
-	// place even for one with an earlier stamp: the wall clock was set back.
-	if !known || g.Newer(&last) || last.Deadline <= now.Mono {
+	if last, known := l.last(key, h); !known || displaces(&g, &last, now) {
 		l.setLast(key, h, g, now)
 	}
 	l.settle(key, now)
+}
+
+// displaces says whether a login takes the place of the last one known. One that
+// has ended by the clock that only runs forward makes place even for an earlier
+// stamp: the wall clock was set back.
+func displaces(g, last *relay.Grant, now relay.Now) bool {
+	return g.Newer(last) || last.Deadline <= now.Mono
+}
+
+// deadline gives a grant's end on the clock that only runs forward.
+func deadline(g *relay.Grant, now relay.Now) time.Duration {
+	return now.Mono + remaining(g.Expires, g.Login, now)
 }
 
 // remaining is how much life is left until end: never more than from the login
@@ -279,8 +288,8 @@ func (h *holds) anyCovered(r *relay.Revocation) bool {
 // last.
 func (l *Ledger) settle(key relay.Key, now relay.Now) {
 	h := l.held[key]
-	if h == nil {
-		return
+	if h == nil || l.restoring && len(h.sessions) > 0 {
+		return // or not yet
 	}
 	var best relay.Grant
 	consider := func(g relay.Grant) {
@@ -394,10 +403,12 @@ func (l *Ledger) put(key relay.Key, g relay.Grant) {
 	l.index(key, &g)
 }
 
-func (l *Ledger) remove(key relay.Key) {
-	if g, had := l.store.Delete(key); had {
-		l.unindex(&g)
+func (l *Ledger) remove(key relay.Key) (before relay.Grant, had bool) {
+	before, had = l.store.Delete(key)
+	if had {
+		l.unindex(&before)
 	}
+	return before, had
 }
 
 // forget removes a key with all its facts.

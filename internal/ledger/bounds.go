@@ -1,19 +1,37 @@
 package ledger
 
 import (
+	"cmp"
+	"hash/maphash"
 	"maps"
+	"math"
+	"slices"
 
 	"popgate/internal/relay"
 )
 
-// bounded counts the grants of each owner (a user, a network) and knows about
-// how old they are: a queue an owner, oldest login first, whose stale places
-// are skipped when they come to the front.
-type bounded[K comparable] struct{ owners map[K]*queue }
+// An owner is a user, or a user's machines in one network, by a hash with a seed
+// of its own: a million names as keys would be read again whenever their table
+// grows. That two names meet in one, and so share what they may have, is as
+// likely as 1 in 30 million with a million users.
+type owner uint64
 
+// bounded counts the grants of each owner and knows about how old they are: a
+// queue an owner, oldest login first, whose stale places are skipped when they
+// come to the front.
+type bounded struct {
+	of     func(*relay.Grant) (o owner, counts bool)
+	get    func(relay.Key) (relay.Grant, bool)
+	owners map[owner]queue
+}
+
+// A queue lies in the map itself: most owners have but one grant.
 type queue struct {
-	count int // grants in the store
-	keys  []place
+	count int32 // grants in the store
+	some  bool  // there is a first place
+	mixed bool  // an earlier login came after a later one
+	first place
+	rest  *[]place
 }
 
 type place struct {
@@ -21,166 +39,219 @@ type place struct {
 	login int64 // Unix nanoseconds of the login that queued it
 }
 
-func newBounded[K comparable]() *bounded[K] { return &bounded[K]{map[K]*queue{}} }
-
-func (b *bounded[K]) count(k K) int {
-	if q := b.owners[k]; q != nil {
-		return q.count
+func (q *queue) push(p place) {
+	if !q.some {
+		q.first, q.some = p, true
+		return
 	}
-	return 0
+	if q.rest == nil {
+		q.rest = new([]place)
+	}
+	*q.rest = append(*q.rest, p)
 }
 
-func (b *bounded[K]) add(k K, key relay.Key, login int64) {
-	q := b.owners[k]
-	if q == nil {
-		q = &queue{}
-		b.owners[k] = q
+func (q *queue) pop() (p place, ok bool) {
+	if !q.some {
+		return place{}, false
 	}
+	p = q.first
+	if q.rest != nil && len(*q.rest) > 0 {
+		q.first, *q.rest = (*q.rest)[0], (*q.rest)[1:]
+	} else {
+		q.some = false
+	}
+	return p, true
+}
+
+// last gives the login of the last place.
+func (q *queue) last() int64 {
+	switch {
+	case !q.some:
+		return math.MinInt64
+	case q.rest == nil || len(*q.rest) == 0:
+		return q.first.login
+	}
+	return (*q.rest)[len(*q.rest)-1].login
+}
+
+func (q *queue) len() int {
+	switch {
+	case !q.some:
+		return 0
+	case q.rest == nil:
+		return 1
+	}
+	return 1 + len(*q.rest)
+}
+
+// take empties the queue.
+func (q *queue) take() []place {
+	var all []place
+	for p, ok := q.pop(); ok; p, ok = q.pop() {
+		all = append(all, p)
+	}
+	q.rest = nil
+	return all
+}
+
+func (q *queue) sort() {
+	all := q.take()
+	slices.SortStableFunc(all, func(a, b place) int { return cmp.Compare(a.login, b.login) })
+	for _, p := range all {
+		q.push(p)
+	}
+	q.mixed = false
+}
+
+func newBounded(store Store, of func(*relay.Grant) (owner, bool)) *bounded {
+	return &bounded{of, store.Get, map[owner]queue{}}
+}
+
+func (b *bounded) count(o owner) int { return int(b.owners[o].count) }
+
+func (b *bounded) add(key relay.Key, g *relay.Grant) {
+	o, counts := b.of(g)
+	if !counts {
+		return
+	}
+	q, login := b.owners[o], g.Login.UnixNano()
 	q.count++
-	q.keys = append(q.keys, place{key, login})
+	q.mixed = q.mixed || login < q.last()
+	q.push(place{key, login})
+	b.owners[o] = q
 }
 
-// remove takes one grant off the owner's count. Its place in the queue goes
+// remove takes one grant off its owner's count. Its place in the queue goes
 // stale and is dropped when it is met, or when the stale ones outnumber the
-// others. login is as for oldest.
-func (b *bounded[K]) remove(k K, login func(relay.Key) (int64, bool)) {
-	q := b.owners[k]
-	if q == nil {
+// others.
+func (b *bounded) remove(g *relay.Grant) {
+	o, counts := b.of(g)
+	q, ok := b.owners[o]
+	if !counts || !ok {
 		return
 	}
 	if q.count--; q.count <= 0 {
-		delete(b.owners, k)
+		delete(b.owners, o)
 		return
 	}
-	if len(q.keys) <= 2*q.count+16 {
-		return
-	}
-	kept := make([]place, 0, q.count)
-	known := make(map[relay.Key]bool, q.count)
-	for _, p := range q.keys {
-		if _, ok := login(p.key); ok && !known[p.key] {
-			known[p.key] = true
-			kept = append(kept, p)
+	if q.len() > 2*int(q.count)+16 {
+		known := make(map[relay.Key]bool, q.count)
+		for _, p := range q.take() {
+			if _, ok := b.login(o, p.key); ok && !known[p.key] {
+				known[p.key] = true
+				q.push(p)
+			}
 		}
 	}
-	q.keys = kept
+	b.owners[o] = q
 }
 
-// oldest gives the owner's oldest grant. login tells the present login of a
-// key, or false when the owner has no grant there (any more). A grant renewed
-// since it was queued goes to the end.
-func (b *bounded[K]) oldest(k K, login func(relay.Key) (int64, bool)) (relay.Key, bool) {
-	q := b.owners[k]
-	if q == nil {
+// login tells the present login of a key, or false when the owner has no grant
+// there (any more).
+func (b *bounded) login(o owner, key relay.Key) (int64, bool) {
+	g, ok := b.get(key)
+	if !ok {
+		return 0, false
+	}
+	now, counts := b.of(&g)
+	return g.Login.UnixNano(), counts && now == o
+}
+
+// oldest gives the owner's oldest grant. One renewed since it was queued goes to
+// the end.
+func (b *bounded) oldest(o owner) (relay.Key, bool) {
+	q, ok := b.owners[o]
+	if !ok {
 		return relay.Key{}, false
 	}
-	for range 2*len(q.keys) + 1 {
-		if len(q.keys) == 0 {
+	if q.mixed {
+		q.sort()
+	}
+	defer func() { b.owners[o] = q }()
+	for range 2*q.len() + 1 {
+		p, ok := q.pop()
+		if !ok {
 			break
 		}
-		p := q.keys[0]
-		q.keys = q.keys[1:]
-		at, ok := login(p.key)
+		at, ok := b.login(o, p.key)
 		switch {
 		case !ok:
 		case at > p.login:
-			q.keys = append(q.keys, place{p.key, at})
+			q.push(place{p.key, at})
 		default:
-			q.keys = append(q.keys, p) // its removal will be told; the place is stale then
+			q.push(p) // its removal will be told; the place is stale then
 			return p.key, true
 		}
 	}
 	return relay.Key{}, false
 }
 
+// beyond gives the owners of more than so many grants.
+func (b *bounded) beyond(most int) (over []owner) {
+	for o, q := range b.owners {
+		if int(q.count) > most {
+			over = append(over, o)
+		}
+	}
+	return over
+}
+
 // room makes place for a new grant: the user's oldest goes when he has all he
 // may have, or all he may have in one /64. Nobody crowds out another's. It
 // answers false when the table as a whole is full.
 func (l *Ledger) room(g *relay.Grant) bool {
-	if m := l.rules.MaxGrantsPerUser; m > 0 && g.User != "" && !g.Operator {
-		user := relay.FoldUser(g.User)
-		for l.users.count(user) >= m {
-			if !l.evict(l.users.oldest(user, l.loginOf(user))) {
-				break
-			}
-		}
+	if user, counts := l.users.of(g); counts && l.rules.MaxGrantsPerUser > 0 {
+		l.keep(l.users, user, l.rules.MaxGrantsPerUser-1)
 	}
-	if n, ok := neighboursOf(g); ok {
-		for l.nets.count(n) >= MaxPer64 {
-			if !l.evict(l.nets.oldest(n, l.loginIn(n))) {
-				break
-			}
-		}
+	if n, counts := l.nets.of(g); counts {
+		l.keep(l.nets, n, MaxPer64-1)
 	}
 	return l.store.Len() < l.rules.MaxGrants
 }
 
-func (l *Ledger) evict(key relay.Key, ok bool) bool {
-	if ok {
+// keep leaves an owner at most so many grants, the latest.
+func (l *Ledger) keep(b *bounded, o owner, most int) {
+	for b.count(o) > most {
+		key, ok := b.oldest(o)
+		if !ok {
+			return
+		}
 		l.forget(key)
 	}
-	return ok
 }
 
-// loginOf and loginIn say when the grant of a key logged in, if the owner has
-// one there.
-func (l *Ledger) loginOf(user string) func(relay.Key) (int64, bool) {
-	return func(k relay.Key) (int64, bool) {
-		g, ok := l.store.Get(k)
-		return g.Login.UnixNano(), ok && !g.Operator && relay.FoldUser(g.User) == user
+// seed keeps those who choose their names from making two owners one.
+var seed = maphash.MakeSeed()
+
+// ownerUser and ownerNet are what is bounded. The second is one user's grants in
+// one IPv6 /64, which may be one host's changing addresses, unless they cover as
+// much as that.
+func ownerUser(g *relay.Grant) (o owner, counts bool) {
+	if g.Operator || g.User == "" {
+		return 0, false
 	}
+	return owner(maphash.String(seed, relay.FoldUser(g.User))), true
 }
 
-func (l *Ledger) loginIn(n neighbours) func(relay.Key) (int64, bool) {
-	return func(k relay.Key) (int64, bool) {
-		g, ok := l.store.Get(k)
-		m, in := neighboursOf(&g)
-		return g.Login.UnixNano(), ok && in && m == n
-	}
-}
-
-// neighbours are one user's grants in one IPv6 /64, which may be one host's
-// changing addresses.
-type neighbours struct {
-	user string
-	net  [8]byte
-}
-
-// neighboursOf tells of a grant that covers less than a /64.
-func neighboursOf(g *relay.Grant) (n neighbours, ok bool) {
+func ownerNet(g *relay.Grant) (o owner, counts bool) {
 	if g.Operator || !g.Client.Is6() || g.Prefix <= 64 {
-		return n, false
+		return 0, false
 	}
 	a := g.Client.As16()
-	copy(n.net[:], a[:8])
-	n.user = relay.FoldUser(g.User)
-	return n, true
+	return owner(maphash.Comparable(seed, struct {
+		net  [8]byte
+		user string
+	}{[8]byte(a[:8]), relay.FoldUser(g.User)})), true
 }
 
 func (l *Ledger) index(key relay.Key, g *relay.Grant) {
-	if g.Operator {
-		return
-	}
-	at := g.Login.UnixNano()
-	if g.User != "" {
-		l.users.add(relay.FoldUser(g.User), key, at)
-	}
-	if n, ok := neighboursOf(g); ok {
-		l.nets.add(n, key, at)
-	}
+	l.users.add(key, g)
+	l.nets.add(key, g)
 }
 
 func (l *Ledger) unindex(g *relay.Grant) {
-	if g.Operator {
-		return
-	}
-	if g.User != "" {
-		user := relay.FoldUser(g.User)
-		l.users.remove(user, l.loginOf(user))
-	}
-	if n, ok := neighboursOf(g); ok {
-		l.nets.remove(n, l.loginIn(n))
-	}
+	l.users.remove(g)
+	l.nets.remove(g)
 }
 
 // recent is a map that remembers the last n things put into it.

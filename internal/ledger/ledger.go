@@ -28,6 +28,10 @@ type Store interface {
 	// they give is not also told to Gone.
 	Put(relay.Key, relay.Grant) (before relay.Grant, had bool)
 	Delete(relay.Key) (before relay.Grant, had bool)
+	// Fill puts many. Of two under one key the one given later stays if it wins.
+	// Every grant that is in the store then is told to kept. Both functions are
+	// called by one goroutine at a time.
+	Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Grant) bool, kept func(relay.Key, *relay.Grant))
 	Len() int
 	All() iter.Seq2[relay.Key, relay.Grant]
 }
@@ -108,8 +112,8 @@ type Ledger struct {
 	paired   map[pairing]relay.Grant // what has been shown a paired logout for, and the last login it let hold
 	unheld   *recent[sessionRef, unheld]
 	strays   *recent[sessionRef, pairing] // logouts read before their login, perhaps
-	users    *bounded[string]             // grants of each user, oldest first
-	nets     *bounded[neighbours]         // grants of each user in one IPv6 /64, oldest first
+	users    *bounded                     // grants of each user, oldest first
+	nets     *bounded                     // grants of each user in one IPv6 /64, oldest first
 	step     clockStep
 	fullEnds atomic.Int64 // on the clock that only runs forward: until when a client may have logged in for nothing
 
@@ -136,8 +140,8 @@ func New(o Options) *Ledger {
 		paired:   map[pairing]relay.Grant{},
 		unheld:   newRecent[sessionRef, unheld](MaxSessions),
 		strays:   newRecent[sessionRef, pairing](maxStrays),
-		users:    newBounded[string](),
-		nets:     newBounded[neighbours](),
+		users:    newBounded(o.Store, ownerUser),
+		nets:     newBounded(o.Store, ownerNet),
 
 		revocations: revocations{list: map[relay.Revocation]time.Duration{}},
 	}

@@ -36,6 +36,17 @@ func (s plainStore) Delete(k relay.Key) (relay.Grant, bool) {
 	return before, had
 }
 
+func (s plainStore) Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Grant) bool, kept func(relay.Key, *relay.Grant)) {
+	for _, g := range slices.Collect(grants) {
+		if before, ok := s[g.Key()]; !ok || wins(&g, &before) {
+			s[g.Key()] = g
+		}
+	}
+	for k, g := range s {
+		kept(k, &g)
+	}
+}
+
 func (s plainStore) Len() int                               { return len(s) }
 func (s plainStore) All() iter.Seq2[relay.Key, relay.Grant] { return maps.All(maps.Clone(s)) }
 
@@ -568,7 +579,8 @@ func TestCountsFollowTheStore(t *testing.T) {
 	g, _ := b.store.Delete(relay.KeyOf(bob, 128)) // the sweeper
 	b.login(bob, "")                              // and a login before it tells
 	b.Gone(g)
-	if n := b.users.count("bob"); n != 1 {
+	bobs, _ := ownerUser(&g)
+	if n := b.users.count(bobs); n != 1 {
 		t.Errorf("bob has %d grants, want 1", n)
 	}
 	b.Revoke(relay.Revocation{All: true}, 0, nil)
@@ -694,5 +706,82 @@ func TestNobodyCrowdsOutAnotherInTheSame64(t *testing.T) {
 	b.wantLive(alice, true, "alice")
 	if len(b.store) != MaxPer64+1 {
 		t.Errorf("%d grants, want mallory's %d and alice's", len(b.store), MaxPer64)
+	}
+}
+
+func TestRestoreKeepsTheBounds(t *testing.T) {
+	grant := func(client netip.Addr, user string, age time.Duration) relay.Change {
+		return relay.Change{Kind: relay.ChangeGrant, Grant: relay.Grant{Client: client, Prefix: uint8(client.BitLen()), User: user,
+			Service: relay.IMAP, Source: "s", Login: noon.Add(-age), Expires: noon.Add(30*time.Minute - age)}}
+	}
+	v4 := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}) }
+	v6 := func(i int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+	}
+	for _, tt := range []struct {
+		name    string
+		rules   func(*relay.Rules)
+		n       int
+		saved   func(i int) relay.Change // the higher the older
+		kept    int
+		dropped int
+		full    bool
+	}{
+		{"max_grants leaves the latest, and says that some are missing", func(r *relay.Rules) { r.MaxGrants = 10 },
+			30, func(i int) relay.Change { return grant(v4(i), fmt.Sprint("u", i), time.Duration(i)*time.Second) }, 10, 20, true},
+		{"max_grants_per_user leaves the user's latest", func(r *relay.Rules) { r.MaxGrantsPerUser = 5 },
+			30, func(i int) relay.Change { return grant(v4(i), "Bob", time.Duration(i)*time.Second) }, 5, 0, false},
+		{"one /64 holds no more of a user than it would have been given", func(*relay.Rules) {},
+			MaxPer64 + 44, func(i int) relay.Change { return grant(v6(i), "bob", time.Duration(i)*time.Second) }, MaxPer64, 0, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			tt.rules(b.rules)
+			var saved []relay.Change
+			for i := range tt.n {
+				saved = append(saved, tt.saved((i*7)%tt.n)) // in no order
+			}
+			saved = append(saved, saved...)
+			out := b.Restore(slices.Values(saved))
+			if want := (Restored{Grants: tt.kept, Dropped: tt.dropped}); out != want || b.store.Len() != tt.kept {
+				t.Errorf("restored %+v, %d kept, want %+v", out, b.store.Len(), want)
+			}
+			for i := range tt.n {
+				g := tt.saved(i).Grant
+				if _, ok := b.store.Get(g.Key()); ok != (i < tt.kept) {
+					t.Errorf("the login of %d s ago is kept: %v, want %v", i, ok, i < tt.kept)
+				}
+			}
+			if b.Full(b.now) != tt.full {
+				t.Errorf("Full = %v, want %v", b.Full(b.now), tt.full)
+			}
+		})
+	}
+}
+
+// A key's grant and a session that holds it are saved apart, in either order.
+func TestRestoreOfASessionAndOfTheLoginBeforeIt(t *testing.T) {
+	held := relay.Change{Kind: relay.ChangeGrant, Ceiling: noon.Add(11 * time.Hour), Grant: relay.Grant{Client: bob, Prefix: 32, User: "bob",
+		Service: relay.IMAP, Source: "s", Session: "1", Login: noon.Add(-time.Hour), Expires: noon.Add(-30 * time.Minute)}}
+	last := relay.Change{Kind: relay.ChangeGrant, Grant: relay.Grant{Client: bob, Prefix: 32, User: "carol",
+		Service: relay.POP3, Source: "s", Login: noon.Add(-time.Minute), Expires: noon.Add(29 * time.Minute)}}
+	for _, saved := range [][]relay.Change{{held, last}, {last, held}, {last, held, last, held}} {
+		b := newBench(t)
+		if out := b.Restore(slices.Values(saved)); out.Grants != 1 {
+			t.Errorf("%+v, want one grant", out)
+		}
+		g, _ := b.store.Get(last.Grant.Key())
+		if !g.Expires.Equal(held.Ceiling) || !g.Open {
+			t.Errorf("grant until %v, open %v; want it held until %v", g.Expires, g.Open, held.Ceiling)
+		}
+		if h := b.held[g.Key()]; h == nil || h.last.User != "carol" {
+			t.Errorf("the last login is not carol's: %+v", h)
+		}
+		for user, want := range map[string]int{"bob": 1, "carol": 0} {
+			o, _ := ownerUser(&relay.Grant{User: user})
+			if n := b.users.count(o); n != want {
+				t.Errorf("%s has %d grants, want %d", user, n, want)
+			}
+		}
 	}
 }

@@ -28,30 +28,99 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 	defer l.mu.Unlock()
 	now := l.tick()
 	var out Restored
-	l.restoring = true
-	for c := range changes {
-		if l.recall(&c, now) {
-			continue
-		}
-		if c.Kind == relay.ChangeGrant && !l.admit(&c, now) {
-			out.Dropped++
-			if l.ahead(&c.Grant, now) {
-				out.Future++
+	out.Grants = l.fill(now, func(yield func(relay.Grant) bool) {
+		for c := range changes {
+			switch {
+			case l.recall(&c, now):
+			case c.Kind != relay.ChangeGrant:
+				l.apply(&c, now)
+			case !l.admit(&c, now):
+				out.Dropped++
+				if l.ahead(&c.Grant, now) {
+					out.Future++
+				}
+			case !c.Ceiling.IsZero() || c.Grant.Operator || l.held[c.Grant.Key()] != nil:
+				l.apply(&c, now)
+			default:
+				yield(c.Grant) // fill takes them all
 			}
-			continue
 		}
-		l.apply(&c, now)
-	}
-	l.restoring = false
+	})
+	filled := l.store.Len()
 	l.revocations.build()
+	for key, h := range l.held {
+		if g, had := l.remove(key); had && (h.last.Prefix == 0 || displaces(&g, &h.last, now)) {
+			h.last = g
+		}
+		l.settle(key, now)
+	}
 	l.takeRevoked(now)
+	out.Dropped += l.bound(now)
 	out.Revoked = len(l.revocations.list)
-	for _, g := range l.store.All() {
-		if g.Live(now) {
-			out.Grants++
+	if len(l.held) > 0 || l.store.Len() != filled {
+		out.Grants = 0
+		for _, g := range l.store.All() {
+			if g.Live(now) {
+				out.Grants++
+			}
 		}
 	}
 	return out
+}
+
+// fill puts those grants in the store that nothing else is known of, which are
+// nearly all, and gives back how many live. It does so in one go: one by one,
+// each would look at places of three tables that are in no processor's cache.
+func (l *Ledger) fill(now relay.Now, grants iter.Seq[relay.Grant]) (live int) {
+	l.restoring = true
+	l.store.Fill(func(yield func(relay.Grant) bool) {
+		for g := range grants {
+			g.Deadline = deadline(&g, now)
+			yield(g) // the store takes them all
+		}
+		l.users, l.nets = newBounded(l.store, ownerUser), newBounded(l.store, ownerNet)
+	}, func(g, before *relay.Grant) bool {
+		return displaces(g, before, now)
+	}, func(key relay.Key, g *relay.Grant) {
+		l.index(key, g)
+		if g.Live(now) {
+			live++
+		}
+	})
+	l.restoring = false
+	return live
+}
+
+// bound takes out what goes beyond the bounds, and gives back for how many
+// max_grants left no room.
+func (l *Ledger) bound(now relay.Now) int {
+	if m := l.rules.MaxGrantsPerUser; m > 0 {
+		for _, o := range l.users.beyond(m) {
+			l.keep(l.users, o, m)
+		}
+	}
+	for _, o := range l.nets.beyond(MaxPer64) {
+		l.keep(l.nets, o, MaxPer64)
+	}
+	excess := l.store.Len() - l.rules.MaxGrants
+	if excess <= 0 {
+		return 0
+	}
+	// What ends first goes first.
+	type ending struct {
+		key relay.Key
+		end time.Duration
+	}
+	var all []ending
+	for key, g := range l.store.All() {
+		all = append(all, ending{key, g.Deadline})
+	}
+	slices.SortFunc(all, func(a, b ending) int { return cmp.Compare(a.end, b.end) })
+	for _, e := range all[:excess] {
+		l.forget(e.key)
+	}
+	l.fullEnds.Store(int64(now.Mono + l.rules.GrantTTL))
+	return excess
 }
 
 // takeRevoked applies every revocation at once: one look at each key, however
@@ -59,9 +128,6 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 func (l *Ledger) takeRevoked(now relay.Now) {
 	if len(l.revocations.list) == 0 {
 		return
-	}
-	for k := range l.held {
-		l.settle(k, now)
 	}
 	for k, g := range l.store.All() {
 		if l.held[k] == nil && l.revocations.covers(&g) {
@@ -89,13 +155,7 @@ func (l *Ledger) admit(c *relay.Change, now relay.Now) bool {
 			c.Ceiling = time.Time{}
 		}
 	}
-	if now.Wall.After(later(g.Expires, c.Ceiling).Add(keepExpired)) {
-		return false
-	}
-	if _, known := l.store.Get(g.Key()); !known && l.held[g.Key()] == nil {
-		return l.room(g)
-	}
-	return true
+	return !now.Wall.After(later(g.Expires, c.Ceiling).Add(keepExpired))
 }
 
 // ahead says whether a saved grant is of a login that is yet to come.

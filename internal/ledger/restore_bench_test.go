@@ -1,0 +1,104 @@
+package ledger_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"popgate/cache"
+	"popgate/internal/ledger"
+	"popgate/internal/relay"
+	"popgate/internal/state"
+)
+
+const million = 1_000_000
+
+// BenchmarkStart is a start with a million saved grants, each of a user of its
+// own: files, ledger and store together.
+func BenchmarkStart(b *testing.B) {
+	began := time.Now()
+	rules := &relay.Rules{GrantTTL: 12 * time.Hour, HoldOpenLogins: 12 * time.Hour, IPv6Prefix: 128,
+		MaxGrants: million, MaxGrantsPerUser: 1000, Services: []relay.Service{relay.POP3, relay.IMAP}}
+	empty := func() *ledger.Ledger {
+		return ledger.New(ledger.Options{Store: cache.New(cache.Options{}), Rules: rules,
+			Own: func(netip.Addr) bool { return false },
+			Now: func() relay.Now { return relay.Now{Wall: began, Mono: time.Hour} }})
+	}
+	dir := b.TempDir() + "/state"
+	save(b, dir, began)
+	b.ReportAllocs()
+	changes := 0
+	var spent time.Duration
+	for b.Loop() {
+		spent -= processorTime()
+		l := empty()
+		s, err := state.Open(dir, state.Options{Snapshot: l.Snapshot})
+		if err != nil {
+			b.Fatal(err)
+		}
+		out := l.Restore(func(yield func(relay.Change) bool) {
+			changes = s.Load(func(c relay.Change) { yield(c) }).Changes
+		})
+		spent += processorTime()
+		if err := s.Close(); err != nil || out.Grants != million {
+			b.Fatalf("%+v, %v; want a million grants", out, err)
+		}
+	}
+	b.ReportMetric(float64(spent.Milliseconds())/float64(b.N), "cpu-ms")
+	b.ReportMetric(float64(changes), "changes")
+}
+
+func processorTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t)
+	return time.Duration(t.Nano())
+}
+
+// save leaves a state directory as a daemon does that has read a million logins.
+func save(b *testing.B, dir string, now time.Time) {
+	s, err := state.Open(dir, state.Options{Snapshot: func() iter.Seq[relay.Change] { return logins(now) }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	// A damaged file has the whole state written anew.
+	if err := os.WriteFile(dir+"/snapshot", []byte("damaged"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	s.Load(func(relay.Change) {})
+	ctx, stop := context.WithCancel(b.Context())
+	ended := make(chan error)
+	go func() { ended <- s.Run(ctx) }()
+	done := make(chan error, 1)
+	s.Append(relay.Batch{Done: done})
+	if err := <-done; err != nil {
+		b.Fatal(err)
+	}
+	stop()
+	if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+		b.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func logins(now time.Time) iter.Seq[relay.Change] {
+	return func(yield func(relay.Change) bool) {
+		for i := range million {
+			login := now.Add(-time.Duration(i) * time.Millisecond)
+			g := relay.Grant{Client: netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), Prefix: 32, Service: relay.IMAP,
+				User: fmt.Sprintf("user%07d@local.test", i), Source: "file:/var/log/mail.log", Format: "dovecot",
+				Session: fmt.Sprintf("s%015d", i), Login: login, Expires: login.Add(12 * time.Hour)}
+			if !yield(relay.Change{Kind: relay.ChangeGrant, Grant: g}) {
+				return
+			}
+		}
+	}
+}
