@@ -19,6 +19,9 @@ type conn struct {
 	id   uint64
 	from string // who: an address, or "user id 0"
 
+	// of the hall, under its lock
+	stranger bool // it has yet to show its certificate
+
 	// of the reader
 	sender *sender
 	heard  bool // it has sent a message
@@ -83,14 +86,48 @@ func (h *hall) admit(raw net.Conn) (*conn, error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.conns) >= maxConns || h.of[c.from] >= maxOfOne {
+	if h.full(c.from) {
+		h.makeRoom(c.from)
+	}
+	if h.full(c.from) {
 		return nil, fmt.Errorf("%s has %d connections, and there are %d; at most %d and %d are taken", c.from, h.of[c.from], len(h.conns), maxOfOne, maxConns)
 	}
 	h.ids++
-	c.id = h.ids
+	c.id, c.stranger = h.ids, h.tls != nil
 	h.conns[c] = true
 	h.of[c.from]++
 	return c, nil
+}
+
+// full says whether one more connection from there would be too many. The lock
+// is held.
+func (h *hall) full(from string) bool { return len(h.conns) >= maxConns || h.of[from] >= maxOfOne }
+
+// makeRoom hangs up on the stranger who has taken longest to show a certificate,
+// so that whoever has none can't keep out those who have by being many. The lock
+// is held.
+func (h *hall) makeRoom(from string) {
+	var slowest *conn
+	for c := range h.conns {
+		if c.stranger && (h.of[from] < maxOfOne || c.from == from) && (slowest == nil || c.id < slowest.id) {
+			slowest = c
+		}
+	}
+	if slowest != nil {
+		h.leave(slowest)
+	}
+}
+
+// leave takes a connection out of the count. The lock is held.
+func (h *hall) leave(c *conn) {
+	c.Close()
+	if !h.conns[c] {
+		return // it was hung up on
+	}
+	delete(h.conns, c)
+	if h.of[c.from]--; h.of[c.from] == 0 {
+		delete(h.of, c.from)
+	}
 }
 
 // peer asks the kernel whose the other end of a unix socket is.
@@ -111,11 +148,7 @@ func peer(u *net.UnixConn) (uid uint32, err error) {
 func (h *hall) dismiss(c *conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c.Close()
-	delete(h.conns, c)
-	if h.of[c.from]--; h.of[c.from] == 0 {
-		delete(h.of, c.from)
-	}
+	h.leave(c)
 }
 
 // serve reads one connection to its end.
@@ -150,7 +183,10 @@ func (h *hall) shakeHands(c *conn) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c.Conn = secure
+	if !h.conns[c] {
+		return errors.New("TLS: it took its time while others waited")
+	}
+	c.Conn, c.stranger = secure, false
 	return nil
 }
 
