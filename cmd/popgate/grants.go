@@ -281,7 +281,7 @@ func reasonText(a *control.AskAnswer) string {
 	case "store_error":
 		return "this copy of the grants may be stale"
 	case "not_ready":
-		return "a source of logins is not read up to the present, so a login may have been missed; see popgate status"
+		return "a login may have been missed, so strangers are put off instead of refused; popgate status says why and until when"
 	case "full":
 		return "max_grants is reached, so a login may have been turned away"
 	case "busy":

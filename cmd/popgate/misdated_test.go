@@ -31,6 +31,7 @@ func TestALiveLoginWithAWrongStampPutsStrangersOff(t *testing.T) {
 				return strings.Contains(out, "defer: not_ready")
 			})
 			s.until("the log says why", func() bool { return strings.Contains(s.log.String(), "a stamp that is not of now") })
+			s.want(0, "put off instead of refused until 2", "status")
 			s.want(0, "pass: local", "ask", "198.51.100.7", "bob@example.org")
 			if _, _, code := s.run("show", "198.51.100.7"); code == 0 {
 				t.Error("it has a grant")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"popgate/internal/control"
@@ -167,6 +168,9 @@ func (o *operator) Status() control.Status {
 		st.Listeners = append(st.Listeners, control.Listener{Name: l.name, Address: l.text})
 	}
 	d.statusOfSources(&st)
+	var until time.Time
+	until, st.PutOff = d.gate.PutOff()
+	st.PutOffUntil = known(until)
 	for decision, n := range d.gate.Counts() {
 		st.Decisions = append(st.Decisions, control.Decisions{Verdict: decision.Verdict.String(), Reason: decision.Reason.String(), Count: n})
 	}
@@ -193,6 +197,14 @@ func (d *daemon) connections() map[string]uint64 {
 	return out
 }
 
+// trouble gives a source's error behind its name, without the name once more.
+func trouble(name, why string) string {
+	return strings.TrimPrefix(strings.TrimPrefix(why, "source "), name+": ")
+}
+
+// longStart is how long a source may be starting before somebody should look.
+const longStart = time.Minute
+
 func (d *daemon) statusOfSources(st *control.Status) {
 	st.Sources = []control.Source{}
 	for _, s := range d.gate.SourceStates() {
@@ -200,8 +212,15 @@ func (d *daemon) statusOfSources(st *control.Status) {
 			Name: s.Name, Type: s.Type, State: s.Status.String(), Error: s.Error, LastLine: known(s.LastLine),
 			LastLogin: known(s.LastLogin), Lines: s.Lines, Logins: s.Logins, Unparsed: s.Unparsed, Gaps: s.Gaps, Missed: s.Missed, Skipped: s.Skipped, Lag: s.Lag.Seconds(),
 		})
-		if s.Status == relay.SourceDown {
-			st.Problems = append(st.Problems, "source "+s.Name+" is down: "+s.Error)
+		switch {
+		case s.Status == relay.SourceDown:
+			st.Problems = append(st.Problems, "source "+s.Name+" is down: "+trouble(s.Name, s.Error))
+		case s.Status == relay.SourceStarting && d.env.now().Wall.Sub(s.Since) > longStart:
+			why := "is still reading what was logged before; until it is done, strangers are put off instead of refused"
+			if s.Type == "syslog" {
+				why = "has had no message that counts since " + stampOf(s.Since) + "; does the syslog daemon send to it? popgate's log names who was turned away"
+			}
+			st.Problems = append(st.Problems, "source "+s.Name+" "+why)
 		}
 	}
 	slices.SortFunc(st.Sources, func(a, b control.Source) int { return cmp.Compare(a.Name, b.Name) })

@@ -319,21 +319,26 @@ func (s *sources) Position(source string, p relay.Position) {
 // report takes a source's health and tells the log when it changes.
 func (s *sources) report(name string) func(relay.SourceState) {
 	last := relay.SourceStarting
-	trouble := ""
-	missed := uint64(0)
+	before := "" // the error it had
+	missed, skipped := uint64(0), uint64(0)
 	return func(state relay.SourceState) {
 		state.Name = name
-		if state.Status != last || state.Error != trouble {
+		if state.Status != last || state.Error != before {
 			switch state.Status {
 			case relay.SourceDown:
-				s.d.log.Warn("source down: logins may be missed, so strangers are put off instead of refused", "source", name, "error", state.Error)
+				s.d.log.Warn("source down: logins may be missed, so strangers are put off instead of refused", "source", name, "error", trouble(name, state.Error))
 			case relay.SourceUp:
 				s.d.log.Info("source up", "source", name)
 			}
-			last, trouble = state.Status, state.Error
+			last, before = state.Status, state.Error
 		}
 		if state.Missed > missed {
-			s.d.log.Warn("lines were passed over unread: logins may be missing, so strangers are put off for one grant_ttl", "source", name, "bytes", state.Skipped)
+			attrs := []any{"source", name}
+			if state.Skipped > skipped {
+				attrs = append(attrs, "bytes", state.Skipped-skipped)
+				skipped = state.Skipped
+			}
+			s.d.log.Warn("logins may have been missed: strangers are put off instead of refused for one grant_ttl", attrs...)
 			missed = state.Missed
 		}
 		s.d.gate.SourceChanged(state)

@@ -46,6 +46,13 @@ func printStatus(e *env, st *control.Status) error {
 		fmt.Fprintf(e.stdout, "  ! %s\n", p)
 	}
 	w := table(e.stdout)
+	if st.PutOff {
+		until := "until a source is up"
+		if st.PutOffUntil != nil {
+			until = "until " + stampOf(*st.PutOffUntil)
+		}
+		fmt.Fprintf(w, "strangers\tput off instead of refused %s: logins may have been missed\n", until)
+	}
 	fmt.Fprintf(w, "version\t%s, up since %s\n", st.Version, stampOf(st.Started))
 	for _, l := range st.Listeners {
 		fmt.Fprintf(w, "listener\t%s %s\n", l.Name, l.Address)
@@ -56,11 +63,15 @@ func printStatus(e *env, st *control.Status) error {
 		if s.Lag >= 1 {
 			fmt.Fprintf(w, "\tstill reading what was logged %s ago\n", brief(time.Duration(s.Lag)*time.Second))
 		}
-		if s.Gaps > 0 {
-			fmt.Fprintf(w, "\t%d %s, where lines may be missing\n", s.Gaps, plural(int(s.Gaps), "gap"))
+		if s.Gaps > s.Missed {
+			fmt.Fprintf(w, "\t%d %s, where lines may be missing\n", s.Gaps-s.Missed, plural(int(s.Gaps-s.Missed), "gap"))
 		}
 		if s.Missed > 0 {
-			fmt.Fprintf(w, "\tpassed over %d bytes unread, %d times: logins may be missing\n", s.Skipped, s.Missed)
+			lost := ""
+			if s.Skipped > 0 {
+				lost = fmt.Sprintf("; %d bytes were passed over unread", s.Skipped)
+			}
+			fmt.Fprintf(w, "\tlogins may have been missed %d %s%s\n", s.Missed, plural(int(s.Missed), "time"), lost)
 		}
 	}
 	fmt.Fprintf(w, "grants\t%d\n", st.Grants)
@@ -68,7 +79,11 @@ func printStatus(e *env, st *control.Status) error {
 		fmt.Fprintf(w, "revocations\t%d in force\n", n)
 	}
 	for _, what := range slices.Sorted(maps.Keys(st.Events)) {
-		fmt.Fprintf(w, "logins\t%s: %d\n", what, st.Events[what])
+		label := "logins"
+		if what == "closed" || what == "ignored" { // a session's end, or one that held no grant
+			label = "logouts"
+		}
+		fmt.Fprintf(w, "%s\t%s: %d\n", label, what, st.Events[what])
 	}
 	for _, d := range st.Decisions {
 		fmt.Fprintf(w, "decisions\t%s %s: %d\n", d.Verdict, d.Reason, d.Count)
@@ -101,7 +116,11 @@ func ago(e *env, t *time.Time) string {
 	if t == nil {
 		return "never"
 	}
-	return e.now().Wall.Sub(*t).Round(time.Second).String() + " ago"
+	d := e.now().Wall.Sub(*t).Round(time.Second)
+	if d < 0 {
+		return (-d).String() + " ahead of this host's clock"
+	}
+	return d.String() + " ago"
 }
 
 func newReload(e *env, g *global) *cobra.Command {

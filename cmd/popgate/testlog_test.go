@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -216,15 +217,56 @@ func TestStatusTellsWhatASourceMissesAndHowFarBehindItIs(t *testing.T) {
 	var out bytes.Buffer
 	e := processEnv()
 	e.stdout = &out
-	st := control.Status{Health: "ok", Sources: []control.Source{{Name: "file:/var/log/mail\x1b.log", Type: "file", State: "starting", Lag: 5400, Gaps: 1, Missed: 2, Skipped: 300}}}
+	st := control.Status{Health: "ok", Sources: []control.Source{{Name: "file:/var/log/mail\x1b.log", Type: "file", State: "starting", Lag: 5400, Gaps: 3, Missed: 2, Skipped: 300}}}
 	if err := printStatus(&e, &st); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{`"file:/var/log/mail\x1b.log": starting`, "still reading what was logged 1h30m ago", "1 gap, where lines may be missing", "passed over 300 bytes unread, 2 times"} {
+	for _, text := range []string{`"file:/var/log/mail\x1b.log": starting`, "still reading what was logged 1h30m ago", "1 gap, where lines may be missing", "logins may have been missed 2 times; 300 bytes were passed over unread"} {
 		if !strings.Contains(out.String(), text) {
 			t.Errorf("status lacks %q:\n%s", text, out.String())
 		}
 	}
+}
+
+func TestStatusTellsLoginsFromLogoutsAndAWrongClockFromAnAge(t *testing.T) {
+	var out bytes.Buffer
+	e := processEnv()
+	e.stdout = &out
+	e.now = func() relay.Now { return relay.Now{Wall: time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)} }
+	ahead := e.now().Wall.Add(9 * time.Hour)
+	st := control.Status{Health: "ok", PutOff: true, Events: map[string]uint64{"granted": 7, "closed": 6},
+		Sources: []control.Source{{Name: "a", State: "up", LastLogin: &ahead, Gaps: 1, Missed: 1}}}
+	if err := printStatus(&e, &st); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"put off instead of refused until a source is up", "logouts        closed: 6", "logins         granted: 7",
+		"last login 9h0m0s ahead of this host's clock", "logins may have been missed 1 time\n"} {
+		if !strings.Contains(out.String(), text) {
+			t.Errorf("status lacks %q:\n%s", text, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "where lines may be missing") {
+		t.Errorf("a gap that missed logins is told of twice:\n%s", out.String())
+	}
+}
+
+// A syslog daemon that does not reach popgate is the commonest mistake of all.
+func TestASourceThatNobodySendsToIsAProblemAfterAMinute(t *testing.T) {
+	s := newSite(t)
+	file := fmt.Sprintf("{file: %s/mail.log, format: dovecot}", s.dir)
+	s.write("milter.yaml", strings.Replace(s.read("milter.yaml"), file, fmt.Sprintf("{syslog: \"unix:%s/log.sock\", format: dovecot}", s.dir), 1))
+	var later atomic.Int64
+	e := s.daemonEnv()
+	now := e.now
+	e.now = func() relay.Now {
+		n, d := now(), time.Duration(later.Load())
+		return relay.Now{Wall: n.Wall.Add(d), Mono: n.Mono + d}
+	}
+	s.serve(e)
+	s.want(0, "starting, 0 lines", "status")
+	later.Store(int64(61 * time.Second))
+	s.want(5, "has had no message that counts since 2", "status")
+	s.want(5, "does the syslog daemon send to it?", "status")
 }
 
 func TestPatternsAreRefusedInTheConfigurationsWords(t *testing.T) {

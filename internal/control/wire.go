@@ -124,6 +124,8 @@ type Store struct {
 type Status struct {
 	Health      string            `json:"health"` // ok, degraded
 	Problems    []string          `json:"problems,omitempty"`
+	PutOff      bool              `json:"put_off"`                 // strangers are put off instead of refused: a login may have been missed
+	PutOffUntil *time.Time        `json:"put_off_until,omitempty"` // nil: until a source is up
 	Version     string            `json:"version"`
 	Started     time.Time         `json:"started"`
 	Config      string            `json:"config,omitempty"`

@@ -324,6 +324,10 @@ func TestReadiness(t *testing.T) {
 					if got := d.Reason == relay.ReasonNotReady; got != want || (d.Verdict == relay.Defer) != want {
 						t.Errorf("%s: %v %v, want not_ready %v", what, d.Verdict, d.Reason, want)
 					}
+					until, off := g.PutOff()
+					if off != want || off && !until.IsZero() && !until.After(time.Now()) {
+						t.Errorf("%s: put off %v until %v, want %v", what, off, until, want)
+					}
 				})
 			})
 		})

@@ -135,5 +135,24 @@ func (r *readiness) blind(now relay.Now, ttl time.Duration) bool {
 	return v.forever || now.Mono < v.until || v.missing > 0 && now.Mono < v.missing+ttl || v.missed > 0 && now.Mono < v.missed+ttl
 }
 
-// Blind says whether a login may have been missed because of a source.
-func (g *Gate) Blind() bool { return g.sources.blind(g.now(), g.Rules().GrantTTL) }
+// PutOff says whether strangers are put off at the moment because a login may
+// have been missed, and until when; the zero time is until a source is up.
+func (g *Gate) PutOff() (until time.Time, off bool) {
+	now, ttl := g.now(), g.Rules().GrantTTL
+	end := time.Duration(g.missed.Load())
+	if v := g.sources.view.Load(); v != nil {
+		if v.forever {
+			return time.Time{}, true
+		}
+		end = max(end, v.until)
+		for _, from := range []time.Duration{v.missing, v.missed} {
+			if from > 0 {
+				end = max(end, from+ttl)
+			}
+		}
+	}
+	if now.Mono >= end {
+		return time.Time{}, false
+	}
+	return now.Wall.Add(end - now.Mono), true
+}
