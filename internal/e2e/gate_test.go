@@ -93,7 +93,11 @@ func TestAnExpiredGrantIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.login(t, "192.0.2.1") // by now the lines before it have been read
-		refused(t, c, "old log copied over the live one")
+		// A stamp that is stale on a line that is being written may be a wrong
+		// clock's, so the client may be put off as well.
+		if r := c.Send("old log copied over the live one", "x@remote.test")[0]; !r.Is(4) && !r.Is(5) {
+			t.Errorf("old log copied over the live one: %v, want it not relayed", r)
+		}
 
 		s.login(t, alice)
 		s.relays(t, c, "after another login")
