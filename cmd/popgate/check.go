@@ -212,6 +212,7 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 		k.ok(what, fmt.Sprintf("%d bytes, last written %s", info.Size(), stampOf(info.ModTime())))
 		k.silent(what, info.ModTime())
 		k.stamps(what, &s, info.ModTime())
+		k.formatFits(what, &s, cfg.Formats)
 		if !ownFile(s.Path) {
 			k.warn(what, "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users")
 		}

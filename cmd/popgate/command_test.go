@@ -266,6 +266,33 @@ func TestCheckFindsWhatServeWouldRefuse(t *testing.T) {
 	}
 }
 
+// A log that is never understood looks like one of a quiet night.
+func TestCheckSaysWhichFormatALogIsIn(t *testing.T) {
+	const (
+		dovecot = "Nov 22 02:06:10 mx1 dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=198.51.100.7, lip=203.0.113.1, mpid=7, TLS, session=<abcdefghijk>\n"
+		changed = "Nov 22 02:06:10 mx1 dovecot: imap-login: Login: user=<bob>, PLAIN, rip:198.51.100.7\n"
+		courier = "Nov 22 02:06:10 mx1 pop3d: Connection, ip=[::ffff:198.51.100.7], port=[4444]\n" +
+			"Nov 22 02:06:10 mx1 pop3d: LOGIN, user=bob, ip=[::ffff:198.51.100.7], port=[4444]\n"
+	)
+	for _, tt := range []struct{ name, format, log, want string }{
+		{"Courier's log as dovecot", "dovecot", courier, "hold no login in the format dovecot, but 1 in courier; write format: courier"},
+		{"a log that auto can't decide about", "auto", courier, "hold no login in the format auto, but 1 in courier"},
+		{"changed by login_log_format", "dovecot", changed, "but 1 that look like one and match nothing"},
+		{"the right one", "dovecot", dovecot + courier, ""},
+		{"nobody logged in yet", "dovecot", "Nov 22 02:06:10 mx1 dovecot: master: Dovecot v2.3.19 starting up\n", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSite(t)
+			s.write("milter.yaml", strings.Replace(s.read("milter.yaml"), "format: dovecot", "format: "+tt.format, 1))
+			s.write("mail.log", tt.log)
+			out, _, code := s.run("check")
+			if code != 0 || !strings.Contains(out, tt.want) || tt.want == "" && strings.Contains(out, "hold no login") {
+				t.Errorf("exit %d, want 0 with %q: %s", code, tt.want, out)
+			}
+		})
+	}
+}
+
 func TestDamagedStateBringsNoRevokedClientBack(t *testing.T) {
 	s := newSite(t)
 	s.start()
