@@ -122,27 +122,10 @@ func trimEnd(message []byte) []byte { return bytes.TrimRight(message, "\n\x00") 
 // over.
 func (f *framer) open(n int) bool { return n > 0 || f.skip > 0 || f.cutter.skipping }
 
-// lengths are those at which daemons, or the networks of old, cut a message:
-// BusyBox 256 or what it was built with, sysklogd and RFC 3164 1024, RFC 5426
-// 480, 1180 and 2048, rsyslog 8192, syslog-ng 8192 and 65536.
-var lengths = [...]int{256, 480, 512, 1024, 1180, 2048, 4096, 8192, 16384, 32768, 65536}
-
 // mayBeCut says whether a message has about the length at which daemons cut,
 // either as it came or as the server's own syslog call had sent it, without a
 // host and with a short stamp. Cut behind the right byte, a line about a failed
 // login can read like one about a good one.
 func mayBeCut(line []byte, m *format.Message) bool {
-	sent := format.PriorityLen(line) + len("Nov 22 02:05:32 ") + len(m.Tag) + len(": ") + len(m.Text)
-	if len(m.PID) > 0 {
-		sent += len("[]") + len(m.PID)
-	}
-	for _, limit := range lengths {
-		// A limit may count a NUL or line end at the end, and a blank.
-		if near(len(line), limit) || near(sent, limit) {
-			return true
-		}
-	}
-	return false
+	return format.CutLength(len(line)) || format.CutLength(format.PriorityLen(line)+m.SentLen())
 }
-
-func near(n, limit int) bool { return limit-3 <= n && n <= limit+1 }

@@ -127,6 +127,9 @@ var attacks = []struct {
 	{"upper-cased mechanism", "dovecot", []string{
 		"dovecot: pop3-login: Disconnected: Connection closed (tried to use unsupported auth mechanism): user=<>, method=X>,RIP=203.0.113.66, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
 	}},
+	{"tag that begins like Dovecot's", "dovecot", []string{
+		"dovecotx: imap-login: Login: user=<bob>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
+	}},
 	{"upper-cased login", "dovecot", []string{
 		"dovecot: IMAP-LOGIN: LOGIN: USER=<BOB>, METHOD=PLAIN, RIP=203.0.113.66, LIP=192.0.2.1, MPID=1, SESSION=<ABCD>",
 	}},
@@ -203,6 +206,12 @@ var attacks = []struct {
 
 	{"quotation mark in the user, and the rest of a login", "perdition", []string{
 		`perdition.pop3: Auth: 192.0.2.46:60137->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="v" server="a:1" protocol=POP3 server-secure=plaintext status="ok"" server="192.0.2.9:110" protocol=POP3 server-secure=plaintext status="failed: Re-Authentication Failure"`,
+	}},
+	{"the same, and a refusal that ends like a login", "perdition", []string{
+		`perdition.pop3: Auth: 192.0.2.46:60137->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="v" server="a:1" protocol=POP3 server-secure=plaintext status="ok"" server="192.0.2.9:110" protocol=POP3 server-secure=plaintext status="failed: status="ok"`,
+	}},
+	{"control characters in the user", "perdition", []string{
+		"perdition.pop3: Auth: 192.0.2.46:60137->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id=\"v\x1b[2J\" server=\"a:1\" protocol=POP3 server-secure=plaintext status=\"ok\"",
 	}},
 	{"the same, of the length at which a logger cuts", "perdition", []string{
 		`perdition.pop3: Auth: 192.0.2.46:60137->192.0.2.1:110 client-secure=plaintext authorisation_id=NONE authentication_id="` + strings.Repeat("v", 330) + `" server="a:1" protocol=POP3 server-secure=plaintext status="ok"`,

@@ -17,7 +17,9 @@ type Custom struct {
 	Service relay.Service // of messages whose pattern has no group service
 }
 
-// custom is a parser made of a site's own patterns.
+// custom is a parser made of a site's own patterns. A message of a length at
+// which syslog daemons cut is no login of it: that it failed may stand in what
+// was cut off, behind a name that was long enough for that.
 type custom struct {
 	tag           []byte
 	service       relay.Service
@@ -63,6 +65,9 @@ func (p *custom) Parse(m *Message) (relay.Event, Result) {
 			// looked for wherever it stands.
 			if anonymous(e.User) || bytes.Contains(m.Text, []byte("ANONYMOUS")) {
 				return relay.Event{}, None
+			}
+			if writtenCut(m) {
+				return relay.Event{}, Unparsed
 			}
 			return e, Login
 		}

@@ -6,6 +6,52 @@ import (
 	"testing"
 )
 
+// TestAFailedLoginOfACustomFormatCutAtTheRightByte: what would have said that
+// it failed is gone.
+func TestAFailedLoginOfACustomFormatCutAtTheRightByte(t *testing.T) {
+	p, err := NewCustom(Custom{Name: "own", Tag: "popd", Pattern: `session from=(?P<client>[0-9a-f.:]+) name=[a-z]+`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const line = "popd[7]: session from=203.0.113.66 name="
+	sent := func(n int, header string) string { return line + strings.Repeat("x", n-len(header)-len(line)) }
+	journal := func(n int) string {
+		text := strings.TrimPrefix(sent(n, "<22>Nov 22 02:05:32 "), "popd[7]: ")
+		return `{"__REALTIME_TIMESTAMP":"1763777132000000","SYSLOG_IDENTIFIER":"popd","MESSAGE":"` + text + `"}`
+	}
+	for _, tt := range []struct {
+		name, before, line string
+		want               Result
+	}{
+		{"1024 bytes", "", sent(1024, "<22>Nov 22 02:05:32 "), Unparsed},
+		{"1024 bytes and the one that ends them", "", sent(1023, "<22>Nov 22 02:05:32 "), Unparsed},
+		{"1024 bytes with the host, from another daemon", "", sent(1024, "<22>Nov 22 02:05:32 mx1 "), Unparsed},
+		{"1024 bytes under a priority of one digit", "", sent(1024, "<6>Nov 22 02:05:32 "), Unparsed},
+		{"1024 bytes under a priority of three digits", "", sent(1024, "<134>Nov 22 02:05:32 "), Unparsed},
+		{"8192 bytes", "", sent(8192, "<22>Nov 22 02:05:32 "), Unparsed},
+		{"1000 bytes", "", sent(1000, "<22>Nov 22 02:05:32 "), Login},
+		{"1040 bytes", "", sent(1040, "<22>Nov 22 02:05:32 "), Login},
+		{"256 bytes, at which only BusyBox cuts", "", sent(256, "<22>Nov 22 02:05:32 "), Login},
+		{"256 bytes in BusyBox's file", "mail.info ", sent(256, "<22>Nov 22 02:05:32 "), Unparsed},
+		{"280 bytes in BusyBox's file", "mail.info ", sent(280, "<22>Nov 22 02:05:32 "), Login},
+		{"1024 bytes in the journal, which cuts nothing", "", journal(1024), Login},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var m Message
+			text := tt.line
+			if text[0] != '{' {
+				text = "Nov 22 02:05:32 mx1 " + tt.before + text
+			}
+			if !Split([]byte(text), &m) {
+				t.Fatal("no line")
+			}
+			if _, got := p.Parse(&m); got != tt.want {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 // forgedProxied is what a proxying Dovecot with auth_verbose logs of a login
 // that failed, up to where a logger has cut it: the name, of which the stranger
 // chose the length too, is all that a good login says.
