@@ -217,12 +217,12 @@ func looksLikeDovecotLogin(rest []byte) bool {
 	}
 	s.lit("Info: ")
 	switch {
-	case s.lit("Login: "), s.lit("Logged in: "):
-		return true
 	case s.lit("proxy("):
 		return bytes.Contains(s.rest, []byte("): Started proxying")) || bytes.Contains(s.rest, []byte("): started proxying"))
 	case s.lit("Disconnected"), s.lit("Login aborted"), s.lit("Aborted login"), s.lit("ID sent"), s.level():
 		return false
+	case s.lit("Login: "), s.lit("Logged in: "), s.lit("Login "), s.lit("Logged in "): // the last two: by login_log_format
+		return true
 	}
 	return bytes.Contains(s.rest, []byte("user=<")) && bytes.Contains(s.rest, []byte(", mpid="))
 }
