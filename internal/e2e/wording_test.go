@@ -98,7 +98,11 @@ func troubled(t *testing.T, s *site, socket string) (logged []string) {
 	}
 	s.popgate.Kill()
 	says()
-	tries("killed")
+	tries("killed") // perhaps over a connection from before
+	tries("killed, connecting anew")
+	// What was logged before this has come through when this has.
+	s.Logs(t, 0, "lab", "the last line")
+	lab.Until(t, "everything is logged", func() bool { return strings.Contains(s.Syslog.String(), "the last line") })
 	return append(logged, strings.Split(s.Syslog.String(), "\n")...)
 }
 
