@@ -40,10 +40,27 @@ func newCustody() custody {
 	return custody{self: uint32(os.Geteuid()), passwd: "/etc/passwd", group: "/etc/group"}
 }
 
-// distrust is why a file is not read though it could be.
-type distrust struct{ path, why, remedy string }
+// Distrust is why a file is not read though it could be.
+type Distrust struct{ Path, Why, Remedy string }
 
-func (d *distrust) Error() string { return fmt.Sprintf("%s %s; %s", d.path, d.why, d.remedy) }
+func (d *Distrust) Error() string { return fmt.Sprintf("%s %s; %s", d.Path, d.Why, d.Remedy) }
+
+// Open opens a file for the user self when nobody but root and self, and whoever
+// owns it as an account of the system, can have written to it or put it where it
+// is: as a log is opened.
+func Open(path string, self uint32) (*os.File, error) {
+	c := newCustody()
+	c.self = self
+	w, err := c.follow(path)
+	if err != nil {
+		return nil, err
+	}
+	fd, _, err := c.openChecked(w)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
 
 // place is a name in a directory at which the way to the log may change.
 type place struct{ dir, name string }
@@ -91,7 +108,7 @@ func (c custody) follow(path string) (way, error) {
 				return w, &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
 			}
 			if !c.own(st.Uid) {
-				return w, &distrust{next, fmt.Sprintf("is a symbolic link of uid %d, who can point it elsewhere", st.Uid),
+				return w, &Distrust{next, fmt.Sprintf("is a symbolic link of uid %d, who can point it elsewhere", st.Uid),
 					"it must belong to root: chown -h root " + next}
 			}
 			target, err := os.Readlink(next)
@@ -136,7 +153,7 @@ func (c custody) directory(w *way, dir string) error {
 	}
 	if !c.own(st.Uid) {
 		if st.Uid >= firstOrdinaryID {
-			return &distrust{dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", st.Uid),
+			return &Distrust{dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", st.Uid),
 				"it must belong to root: chown root " + dir}
 		}
 		w.foreign = append(w.foreign, place{dir: dir})
@@ -166,7 +183,7 @@ func (c custody) put(dir, path string, st *stat) error {
 	if d.Mode&syscall.S_ISVTX == 0 || d.Uid == st.Uid || c.writers(dir, &d, inItsPlace) == nil {
 		return nil
 	}
-	return &distrust{path, fmt.Sprintf("belongs to uid %d, who may have put it into a directory that others can write to", st.Uid),
+	return &Distrust{path, fmt.Sprintf("belongs to uid %d, who may have put it into a directory that others can write to", st.Uid),
 		"it must belong to root, or nobody else may write there: chown root " + path + " or chmod go-w " + dir}
 }
 
@@ -176,7 +193,7 @@ func (c custody) file(w *way, path string, st *stat) error {
 		return fmt.Errorf("%s is %s; name a regular file, to which the log is written", path, kindOf(st.Mode))
 	}
 	if st.Uid >= firstOrdinaryID && st.Uid != c.self {
-		return &distrust{path, fmt.Sprintf("belongs to uid %d, who can write logins into it", st.Uid),
+		return &Distrust{path, fmt.Sprintf("belongs to uid %d, who can write logins into it", st.Uid),
 			"it must belong to root or to the account of the logging daemon: chown root " + path}
 	}
 	if err := c.put(filepath.Dir(path), path, st); err != nil {
@@ -184,7 +201,7 @@ func (c custody) file(w *way, path string, st *stat) error {
 	}
 	for i, owner := range w.owners {
 		if owner != st.Uid {
-			return &distrust{w.foreign[i].dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", owner),
+			return &Distrust{w.foreign[i].dir, fmt.Sprintf("belongs to uid %d, who can put another log in its place", owner),
 				"it must belong to root, or to the log's own owner: chown root " + w.foreign[i].dir}
 		}
 	}
@@ -194,24 +211,24 @@ func (c custody) file(w *way, path string, st *stat) error {
 // writers checks who besides the owner may write.
 func (c custody) writers(path string, st *stat, danger string) error {
 	if st.Mode&syscall.S_IWOTH != 0 {
-		return &distrust{path, "is writable by everybody, " + danger, "chmod o-w " + path}
+		return &Distrust{path, "is writable by everybody, " + danger, "chmod o-w " + path}
 	}
 	if st.Mode&syscall.S_IWGRP == 0 {
 		return nil
 	}
 	// With an access list the group bits are the widest of all its entries.
 	if n, err := syscall.Getxattr(path, "system.posix_acl_access", nil); err == nil && n > 0 {
-		return &distrust{path, "has an access list that lets others write", "setfacl -b " + path + " or chmod g-w " + path}
+		return &Distrust{path, "has an access list that lets others write", "setfacl -b " + path + " or chmod g-w " + path}
 	}
 	if st.Gid >= firstOrdinaryID && st.Gid != uint32(os.Getegid()) {
-		return &distrust{path, fmt.Sprintf("is writable by group %d, which is no system group", st.Gid), "chmod g-w " + path}
+		return &Distrust{path, fmt.Sprintf("is writable by group %d, which is no system group", st.Gid), "chmod g-w " + path}
 	}
 	who, err := c.ordinaryMember(st.Gid)
 	switch {
 	case err != nil:
-		return &distrust{path, fmt.Sprintf("is writable by group %d, and who is in it can't be told (%v)", st.Gid, err), "chmod g-w " + path}
+		return &Distrust{path, fmt.Sprintf("is writable by group %d, and who is in it can't be told (%v)", st.Gid, err), "chmod g-w " + path}
 	case who != "":
-		return &distrust{path, fmt.Sprintf("is writable by group %d, to which user %s belongs", st.Gid, who), "chmod g-w " + path}
+		return &Distrust{path, fmt.Sprintf("is writable by group %d, to which user %s belongs", st.Gid, who), "chmod g-w " + path}
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ const (
 	// maxOld bounds the rotated files that are open at one time.
 	maxOld = 8
 	// positionEvery bounds how often a position is told while lines trickle in.
-	positionEvery = 200 * time.Millisecond
+	PositionEvery = 200 * time.Millisecond
 )
 
 // File reads a log file that other programs write, rotate, truncate and
@@ -125,7 +125,7 @@ type follower struct {
 
 func newFollower(f *File, h *hints, from relay.Position, since time.Time, yield func(Record) bool) *follower {
 	return &follower{File: f, hints: h, from: from, window: f.now().Sub(since), yield: yield,
-		buf: make([]byte, keep+chunk), recheck: true, news: true}
+		buf: make([]byte, keep+Chunk), recheck: true, news: true}
 }
 
 func (w *follower) close() {
@@ -250,7 +250,7 @@ func (w *follower) known(st *stat) *tail {
 // lost deals with a path that leads nowhere, or where it must not.
 func (w *follower) lost(way way, err error) {
 	gone := errors.Is(err, fs.ErrNotExist)
-	if _, yes := errors.AsType[*distrust](err); yes {
+	if _, yes := errors.AsType[*Distrust](err); yes {
 		w.wary, w.due = true, relay.Position{Offset: unbelieved}
 	} else {
 		w.retire() // it is read on wherever it is now
@@ -436,15 +436,15 @@ func (w *follower) handOver(t *tail, b []byte) {
 		w.markFragments()
 	}
 	for at < len(b) && !w.stopped {
-		line, used, what := t.next(b[at:])
+		line, used, what := t.Next(b[at:])
 		if used == 0 {
 			break
 		}
 		at += used
 		switch what {
-		case cutLine:
+		case CutLine:
 			w.emit(Record{Kind: Line, Text: line, Arrived: now, Live: t.live})
-		case cutLong:
+		case CutLong:
 			w.emit(Record{Kind: Gap, Arrived: now})
 		}
 	}
@@ -520,7 +520,7 @@ func (w *follower) settle() {
 		return
 	}
 	now := w.now()
-	if t := w.first(); t != nil && now.Sub(w.toldAt) >= positionEvery && (t.offset != w.told.Offset || t.ino != w.told.Inode || t.dev != w.told.Device) {
+	if t := w.first(); t != nil && now.Sub(w.toldAt) >= PositionEvery && (t.offset != w.told.Offset || t.ino != w.told.Inode || t.dev != w.told.Device) {
 		if p := t.position(); !p.IsZero() {
 			w.due = p
 		}

@@ -234,7 +234,7 @@ func TestFileFragments(t *testing.T) {
 		}},
 		{"after a restart inside a long line its rest is not judged", func(s *stage) {
 			s.append("mail.log", "a\n")
-			s.ahead += positionEvery
+			s.ahead += PositionEvery
 			s.step().want("a").append("mail.log", long+long).step().stop()
 			s.append("mail.log", "login\nb\n").start().want("GAP", "b")
 		}},
@@ -407,7 +407,7 @@ func TestFileEndsInTheMidstOfALongLog(t *testing.T) {
 	if s.w.step() {
 		t.Error("it would go on")
 	}
-	if n := len(s.got); n == 0 || n > chunk {
+	if n := len(s.got); n == 0 || n > Chunk {
 		t.Errorf("%d lines read, want one chunk", n)
 	}
 }

@@ -21,40 +21,43 @@ var ErrLongLine = errors.New("line longer than 64 KiB: dropped")
 // so it is not judged.
 var ErrFragment = errors.New("last line has no newline: not judged")
 
-// chunk is how much is read at once; it must hold more than one longest line.
-const chunk = 256 << 10
+// Chunk is how much is read at once; it holds more than one longest line.
+const Chunk = 256 << 10
 
-// cut is what a cutter made of the bytes it was given.
-type cut uint8
+// Cut is what a Cutter made of the bytes it was given.
+type Cut uint8
 
 const (
-	cutMore cut = iota // no newline yet: give it more
-	cutLine            // a line
-	cutLong            // the end of a line that was too long
+	CutMore Cut = iota // no newline yet: give it more
+	CutLine            // a line
+	CutLong            // the end of a line that was too long
 )
 
-// cutter cuts a stream of bytes into lines. Its zero value stands at the start
+// Cutter cuts a stream of bytes into lines. Its zero value stands at the start
 // of a line.
-type cutter struct {
+type Cutter struct {
 	skipping bool // inside a line that is already too long
 }
 
-// next cuts one line off b and says how many bytes it used up. With cutMore
+// Skipping says whether it stands inside a line that is too long.
+func (c *Cutter) Skipping() bool { return c.skipping }
+
+// Next cuts one line off b and says how many bytes it used up. With CutMore
 // what is left unused must be given again, with more behind it.
-func (c *cutter) next(b []byte) (line []byte, used int, what cut) {
+func (c *Cutter) Next(b []byte) (line []byte, used int, what Cut) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 {
 		if c.skipping || len(b) > MaxLine {
 			c.skipping = true
-			return nil, len(b), cutMore
+			return nil, len(b), CutMore
 		}
-		return nil, 0, cutMore
+		return nil, 0, CutMore
 	}
 	if c.skipping || i > MaxLine {
 		c.skipping = false
-		return nil, i + 1, cutLong
+		return nil, i + 1, CutLong
 	}
-	return b[:i], i + 1, cutLine
+	return b[:i], i + 1, CutLine
 }
 
 // Lines reads a finished log, plain or gzipped, line by line by the same rule
@@ -74,8 +77,8 @@ func LinesBut(r io.Reader, skip func(block []byte) int) iter.Seq2[[]byte, error]
 			yield(nil, err)
 			return
 		}
-		var c cutter
-		buf := make([]byte, chunk)
+		var c Cutter
+		buf := make([]byte, Chunk)
 		start, end := 0, 0
 		for {
 			n, err := r.Read(buf[end:])
@@ -84,12 +87,12 @@ func LinesBut(r io.Reader, skip func(block []byte) int) iter.Seq2[[]byte, error]
 				if skip != nil && !c.skipping {
 					start += skip(buf[start:end])
 				}
-				line, used, what := c.next(buf[start:end])
+				line, used, what := c.Next(buf[start:end])
 				start += used
-				if what == cutMore {
+				if what == CutMore {
 					break
 				}
-				if what == cutLong && !yield(nil, ErrLongLine) || what == cutLine && !yield(line, nil) {
+				if what == CutLong && !yield(nil, ErrLongLine) || what == CutLine && !yield(line, nil) {
 					return
 				}
 			}
@@ -105,7 +108,7 @@ func LinesBut(r io.Reader, skip func(block []byte) int) iter.Seq2[[]byte, error]
 			}
 			if start == end {
 				start, end = 0, 0
-			} else if len(buf)-end < chunk/2 {
+			} else if len(buf)-end < Chunk/2 {
 				end = copy(buf, buf[start:end])
 				start = 0
 			}

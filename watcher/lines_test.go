@@ -128,7 +128,7 @@ func TestLinesBut(t *testing.T) {
 	for i := range 30000 {
 		switch n := random.IntN(1000); {
 		case n == 0:
-			log = append(append(log, "-long"...), bytes.Repeat([]byte("x"), MaxLine+random.IntN(3*chunk))...)
+			log = append(append(log, "-long"...), bytes.Repeat([]byte("x"), MaxLine+random.IntN(3*Chunk))...)
 		case n == 1:
 			log = append(append(log, "+as long as may be"...), bytes.Repeat([]byte("x"), MaxLine-18)...)
 		case n < 100:

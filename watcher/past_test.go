@@ -99,7 +99,7 @@ func TestFileResumes(t *testing.T) {
 			tt.do(s)
 			s.start().want(tt.want...)
 			// Killed now, nothing may be lost; told what was read, nothing comes twice.
-			s.ahead += positionEvery
+			s.ahead += PositionEvery
 			s.step().step().want()
 			s.stop()
 			if _, err := os.Stat(s.path); err == nil {
@@ -118,7 +118,7 @@ func TestFileResumesInAFileThatIsStillWritten(t *testing.T) {
 	daemon := s.open("mail.log")
 	daemon.WriteString("a\n")
 	s.start().want("a").rename("mail.log", "mail.log.1").append("mail.log", "")
-	s.ahead += positionEvery
+	s.ahead += PositionEvery
 	s.step().kill()
 	daemon.WriteString("b\n")
 	s.append("mail.log", "c\n").start().want("b", "c")

@@ -6,6 +6,9 @@
 // before the position that stands for it. A source's trouble goes to its
 // health; it never ends the daemon and never invents a line.
 //
+// A log file is read here. The journal, syslog and what is told instead of being
+// logged are sources in packages of their own, journal, syslog and push.
+//
 // What is promised about a line: it is handed over only whole, ended by \n, at
 // most MaxLine bytes long and unchanged. Lines may be handed over twice (after
 // a restart, or when a log is replaced by a copy of itself), never in pieces.

@@ -16,7 +16,7 @@ const keep = 1 << 10
 
 // tail is one open log file and how far it has been read.
 type tail struct {
-	cutter
+	Cutter
 	fileID
 	fd       int
 	approved stat      // whose it was and who could write to it when that was found to be right
@@ -79,7 +79,7 @@ func (t *tail) size() (size int64, names uint64) {
 
 // rewind goes back to the start of a file whose content has been replaced.
 func (t *tail) rewind() {
-	t.offset, t.before, t.cutter, t.fragment, t.told, t.live = 0, t.before[:0], cutter{}, false, false, false
+	t.offset, t.before, t.Cutter, t.fragment, t.told, t.live = 0, t.before[:0], Cutter{}, false, false, false
 	t.end = 0
 }
 

@@ -42,7 +42,7 @@ type Options struct {
 const (
 	reportEvery = time.Second
 	// tolerance is how far a clock may run ahead of ours.
-	tolerance = time.Minute
+	ClockTolerance = time.Minute
 	// flushEvery is after how many lines of a long reading health is told.
 	flushEvery = 4096
 )
@@ -232,7 +232,7 @@ func (w *watch) date(ev *relay.Event, r *Record) bool {
 	// Seen from a day on, a stamp that lies ahead of the arrival is told apart
 	// from one of the same moment.
 	t, _, _ = w.message.Stamp.Time(r.Arrived.Add(24*time.Hour), w.TimeZone)
-	return ok && !t.After(r.Arrived.Add(tolerance))
+	return ok && !t.After(r.Arrived.Add(ClockTolerance))
 }
 
 // lag says how far behind the present a long reading is.

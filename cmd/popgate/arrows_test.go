@@ -26,7 +26,10 @@ var arrows = map[string][]string{
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
 	"popgate/internal/wiring":  {"github.com/emersion/go-milter"},
 	"popgate/milter":           {"popgate/internal/listen", "popgate/internal/relay", "github.com/emersion/go-milter"},
-	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/listen", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
+	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
+	"popgate/watcher/journal":  {"popgate/watcher", "popgate/watcher/format", "popgate/internal/relay"},
+	"popgate/watcher/push":     {"popgate/watcher", "popgate/internal/listen", "popgate/internal/relay"},
+	"popgate/watcher/syslog":   {"popgate/watcher", "popgate/watcher/format", "popgate/internal/relay"},
 	"popgate/watcher/format":   {"popgate/internal/relay"},
 }
 

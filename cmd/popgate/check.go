@@ -22,6 +22,7 @@ import (
 	"popgate/internal/wiring"
 	"popgate/watcher"
 	"popgate/watcher/format"
+	"popgate/watcher/push"
 )
 
 // finding is one line of check's report.
@@ -221,7 +222,7 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 
 // push tries what the source will do, as far as a running daemon allows.
 func (k *checker) push(what string, s *config.Source, stateDir string) {
-	if err := watcher.UsableKey(s.KeyFile, daemonUser(stateDir)); err != nil {
+	if err := push.UsableKey(s.KeyFile, daemonUser(stateDir)); err != nil {
 		k.fail(what, err.Error())
 		return
 	}

@@ -4,12 +4,12 @@ import (
 	"context"
 
 	"popgate/internal/config"
-	"popgate/watcher"
+	"popgate/watcher/journal"
 )
 
 // planJournal makes the reader of a journal source.
-func planJournal(s *config.Source) (*watcher.Journal, error) {
-	return watcher.NewJournal(s.Units, s.Format, watcher.Trust{Programs: s.Programs, Users: s.Users})
+func planJournal(s *config.Source) (*journal.Source, error) {
+	return journal.New(s.Units, s.Format, journal.Trust{Programs: s.Programs, Users: s.Users})
 }
 
 // journal says whether a journal source can be read, and whether its units log.

@@ -9,11 +9,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"popgate/internal/config"
-	"popgate/watcher"
+	"popgate/watcher/push"
 )
 
 func newLogin(g *global) *cobra.Command {
-	var l watcher.Login
+	var l push.Login
 	c := &cobra.Command{
 		Use:   "login CLIENT --user U --service S",
 		Short: "Tell the daemon of a login, from a script of the POP/IMAP server",
@@ -38,7 +38,7 @@ func newLogin(g *global) *cobra.Command {
 			switch {
 			case errors.Is(err, fs.ErrPermission):
 				return failWith(exitUnreachable, fmt.Errorf("%w; the script's user must be popgate's own, root, or in socket_group", err))
-			case errors.Is(err, watcher.ErrNobodyListens):
+			case errors.Is(err, push.ErrNobodyListens):
 				return failWith(exitUnreachable, err)
 			case err != nil:
 				return failWith(exitNo, err)

@@ -15,6 +15,7 @@ import (
 	"popgate/internal/relay"
 	"popgate/watcher"
 	"popgate/watcher/format"
+	"popgate/watcher/push"
 )
 
 // plan is a source that can be started: whatever could be refused about it has
@@ -59,7 +60,7 @@ func planSources(file string, cfg *config.Config) ([]plan, error) {
 				return nil, refuse(s.Line, err.Error())
 			}
 		case config.KindPush:
-			p.source = watcher.NewPush(watcher.PushOptions{Network: s.Listen.Network, Address: s.Listen.Address, Allow: s.Allow, KeyFile: s.KeyFile})
+			p.source = push.NewReports(push.Options{Network: s.Listen.Network, Address: s.Listen.Address, Allow: s.Allow, KeyFile: s.KeyFile})
 		case config.KindJournal:
 			if p.source, err = planJournal(&s); err != nil {
 				return nil, refuse(s.Line, err.Error())
@@ -87,7 +88,7 @@ func planScripts(listeners []openListener) []plan {
 			continue
 		}
 		p := plan{config: config.Source{Name: scriptsOf(l.text), Kind: config.KindPush, Format: scriptFormat}, fixed: true}
-		p.source = named{watcher.NewScript(l.Listener), p.config.Name}
+		p.source = named{push.NewScript(l.Listener), p.config.Name}
 		plans = append(plans, p)
 	}
 	return plans
@@ -131,6 +132,7 @@ func (n named) Name() string { return n.name }
 type sources struct {
 	d      *daemon
 	events [ledger.Outcomes]atomic.Uint64
+	doubts doubts
 
 	misdatedAt atomic.Int64 // when the log was last told of a login whose stamp is wrong
 
@@ -189,14 +191,16 @@ func (s *sources) launch(r *runningSource) {
 	s.place.Lock()
 	from := s.positions[name]
 	s.place.Unlock()
+	report, asked := s.doubting(ctx, r.plan, s.report(name))
 	options := watcher.Options{
 		Format: r.plan.config.Format, Parser: r.plan.parser, NewParser: r.plan.fresh, TimeZone: r.plan.config.Location,
 		From: from, Since: s.since,
-		Ledger: s, Report: s.report(name), Unparsed: s.unparsed(name), Refused: s.refused(name),
+		Ledger: s, Report: report, Unparsed: s.unparsed(name), Refused: s.refused(name),
 	}
 	go func() {
 		defer close(r.done)
 		watcher.Watch(ctx, r.plan.source, options)
+		asked()
 	}()
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"popgate/internal/config"
 	"popgate/watcher"
+	"popgate/watcher/syslog"
 )
 
 // alone are the formats whose lines are each understood by themselves, as are
@@ -30,15 +31,15 @@ func planSyslog(s *config.Source, custom bool) (watcher.Source, error) {
 	if s.Listen.Network == "unix" && s.Listen.Address == "/dev/log" {
 		return nil, errors.New("/dev/log is where this host's syslog daemon listens; have it send to a socket of popgate's own, such as unix:/run/popgate/log.sock")
 	}
-	o := watcher.SyslogOptions{
+	o := syslog.Options{
 		Network: s.Listen.Network, Address: s.Listen.Address,
 		Allow: s.Allow, Hosts: s.Hosts, PeerUIDs: s.PeerUIDs,
 		Ordered: !single && !custom,
 	}
 	if s.TLS != nil {
-		o.TLS = watcher.SyslogTLS{Cert: s.TLS.Cert, Key: s.TLS.Key, ClientCA: s.TLS.ClientCA, Names: s.TLS.Names}
+		o.TLS = syslog.TLS{Cert: s.TLS.Cert, Key: s.TLS.Key, ClientCA: s.TLS.ClientCA, Names: s.TLS.Names}
 	}
-	return watcher.NewSyslog(o), nil
+	return syslog.New(o), nil
 }
 
 // orNamed has auto, which might turn out to be Courier, made definite.
@@ -55,7 +56,7 @@ const expiring = 14 * 24 * time.Hour
 // certificates says whether a source's own certificate would be taken by those
 // who send.
 func (k *checker) certificates(what string, t *config.TLS) {
-	until, err := watcher.UsableTLS(watcher.SyslogTLS{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA, Names: t.Names})
+	until, err := syslog.UsableTLS(syslog.TLS{Cert: t.Cert, Key: t.Key, ClientCA: t.ClientCA, Names: t.Names})
 	if err != nil {
 		k.fail(what, "tls: "+err.Error())
 		return

@@ -15,8 +15,8 @@ import (
 
 	"popgate/internal/config"
 	"popgate/internal/relay"
-	"popgate/watcher"
 	"popgate/watcher/format"
+	"popgate/watcher/journal"
 )
 
 // logFlags are what test-log was told to do.
@@ -88,7 +88,7 @@ type logTest struct {
 	custom *config.Format // under test
 	zone   *time.Location
 	units  []string
-	trust  watcher.Trust
+	trust  journal.Trust
 	since  time.Time
 
 	cfg   *config.Config

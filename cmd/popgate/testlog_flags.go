@@ -9,7 +9,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"popgate/internal/config"
-	"popgate/watcher"
+	"popgate/watcher/journal"
 )
 
 // underTest is the name of a format given by --pattern.
@@ -56,7 +56,7 @@ func (t *logTest) readFlags(given func(string) bool) error {
 	t.zone = cfg.Sources[0].Location
 	if given("journal") {
 		j := cfg.Sources[1]
-		t.units, t.trust = j.Units, watcher.Trust{Programs: j.Programs, Users: j.Users}
+		t.units, t.trust = j.Units, journal.Trust{Programs: j.Programs, Users: j.Users}
 		if t.since, err = readSince(f.since, t.now, t.zone); err != nil {
 			return err
 		}

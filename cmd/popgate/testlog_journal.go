@@ -9,6 +9,7 @@ import (
 	"popgate/internal/config"
 	"popgate/internal/relay"
 	"popgate/watcher"
+	"popgate/watcher/journal"
 )
 
 // errJournalGap stands for entries that journald says are missing.
@@ -19,7 +20,7 @@ var errJournalGap = errors.New("entries are missing here")
 // present. Nothing is skipped: in the journal's spelling any line may matter.
 func (t *logTest) journalLines(ctx context.Context, count *int, _ func([]byte) int) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		j, err := watcher.NewJournal(t.units, t.formatName(), t.journalTrust())
+		j, err := journal.New(t.units, t.formatName(), t.journalTrust())
 		if err != nil {
 			yield(nil, err)
 			return
@@ -49,16 +50,29 @@ func (t *logTest) journalLines(ctx context.Context, count *int, _ func([]byte) i
 	}
 }
 
+// journalDoubts say why the units may never show a login.
+func (t *logTest) journalDoubts() []string {
+	if len(t.units) == 0 {
+		return nil
+	}
+	j, err := watcher.NewJournal(t.units, t.formatName(), t.journalTrust())
+	if err != nil {
+		return nil
+	}
+	doubts, _ := j.Usable(context.Background()) // an error was told when it was read
+	return doubts
+}
+
 // journalTrust says whose entries count: as flags or the configuration's source
 // of these units have it, else as the format has it.
-func (t *logTest) journalTrust() watcher.Trust {
+func (t *logTest) journalTrust() journal.Trust {
 	if len(t.trust.Programs)+len(t.trust.Users) > 0 {
 		return t.trust
 	}
 	for _, s := range t.cfg.Sources {
 		if s.Kind == config.KindJournal && slices.Equal(s.Units, t.units) {
-			return watcher.Trust{Programs: s.Programs, Users: s.Users}
+			return journal.Trust{Programs: s.Programs, Users: s.Users}
 		}
 	}
-	return watcher.Trust{}
+	return journal.Trust{}
 }
