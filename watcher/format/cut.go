@@ -64,9 +64,13 @@ func (m *Message) SentLen() int {
 // had a length at which daemons cut, as it came from the server or, with the
 // server's host, from another daemon. Priorities have three to five bytes.
 // Those that write the usual line themselves cut at a thousand bytes at the
-// least, and the journal nothing.
+// least, and the journal nothing. Dovecot cuts what it logs at 4096 bytes by
+// itself, with some of its own before the text; no login is that long.
 func writtenCut(m *Message) bool {
 	own := m.SentLen()
+	if len(m.Text) >= 4000 {
+		return true
+	}
 	if m.Transport == Journal || m.Transport != BusyBox && own < 1000 {
 		return false
 	}

@@ -34,6 +34,8 @@ func TestAFailedLoginOfACustomFormatCutAtTheRightByte(t *testing.T) {
 		{"256 bytes, at which only BusyBox cuts", "", sent(256, "<22>Nov 22 02:05:32 "), Login},
 		{"256 bytes in BusyBox's file", "mail.info ", sent(256, "<22>Nov 22 02:05:32 "), Unparsed},
 		{"280 bytes in BusyBox's file", "mail.info ", sent(280, "<22>Nov 22 02:05:32 "), Login},
+		{"Dovecot's own piece of 4096", "", sent(4124, "<22>Nov 22 02:05:32 "), Unparsed},
+		{"the same in the journal", "", journal(4124), Unparsed},
 		{"1024 bytes in the journal, which cuts nothing", "", journal(1024), Login},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -71,6 +73,7 @@ func TestALoginInTheNameOfAProxiedLoginCutAtTheRightByte(t *testing.T) {
 		{"1024 bytes in a file", "dovecot: " + forgedProxied(1024-29), Unparsed},
 		{"480 bytes in a file", "dovecot: " + forgedProxied(480-29), Unparsed},
 		{"8192 bytes in a file", "dovecot: " + forgedProxied(8192-29), Unparsed},
+		{"the first piece of what Dovecot itself cuts", "dovecot: " + forgedProxied(4102), Unparsed},
 		{"256 bytes in BusyBox's file", "mail.info dovecot: " + forgedProxied(busyBox), Unparsed},
 		{"256 bytes with the byte that ends it", "mail.info dovecot: " + forgedProxied(busyBox-1), Unparsed},
 		{"256 bytes with another facility's priority", "local0.info dovecot: " + forgedProxied(busyBox-2), Unparsed},

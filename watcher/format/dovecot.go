@@ -22,8 +22,10 @@ import (
 //
 // A proxied login that failed begins with "proxy(U," as well, and U may be all
 // that a good one says. Read to its end such a line can't be bent, but one that
-// was cut can, so a line about a proxied session that may have been cut is no
-// login.
+// was cut can, and Dovecot cuts by itself: what is longer than 4096 bytes it
+// logs in pieces, each with "imap-login: " before it. So a line about a proxied
+// session that may have been cut is no login. The pieces behind the first end
+// as the line does, which no login does.
 type dovecot struct {
 	// host is that of the last line and the blank after it. It only makes
 	// mayMatter and SplitFor quicker.
@@ -146,7 +148,7 @@ func dovecotCut(m *Message) bool {
 		sent := len("<22>Nov 22 02:05:32 dovecot: ") + len(m.Text)
 		return len(m.Text) >= shortestCut || 250 <= sent && sent <= 258
 	}
-	return m.Transport != Journal && len(m.Text) >= shortestCut
+	return len(m.Text) >= shortestCut
 }
 
 // dovecotFields reads the fields of a login to the end of the message.
