@@ -3,6 +3,7 @@
 # make check   formatting, vet, staticcheck, import arrows, race tests, short fuzz
 # make soak    the long runs, with a printed seed
 # make deb     a Debian package, in dist
+# make rpm     an rpm, for sendmail and Postfix on Red Hat systems
 
 GO      ?= go
 BIN     ?= bin
@@ -12,7 +13,7 @@ DIST    ?= dist
 PREFIX  ?= /usr/local
 TOOL     = $(GO) tool -modfile=contrib/tools/go.mod
 
-.PHONY: all build demo test check fmt vet lint race fuzz bench soak tree deb install clean
+.PHONY: all build demo test check fmt vet lint race fuzz bench soak tree deb rpm install clean
 
 all: build
 
@@ -80,6 +81,11 @@ tree:
 # Needs debhelper. The compiler's cache is lent to the build, which has no home.
 deb: tree
 	cd $(DIST)/popgate && GOCACHE=$$($(GO) env GOCACHE) dpkg-buildpackage -b -us -uc
+
+# Needs rpmbuild, from Debian's package rpm or from any Red Hat system.
+rpm: tree
+	cd $(DIST)/popgate && rpmbuild -bb --build-in-place --define "_rpmdir $$(cd .. && pwd)" --define "_topdir $$(cd .. && pwd)/rpmbuild" \
+		--define "release_version $$(sed -n '1s/.*(\(.*\)).*/\1/p' debian/changelog)" contrib/rpm/popgate.spec
 
 clean:
 	rm -rf $(BIN) $(DIST)

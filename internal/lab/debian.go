@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -173,12 +174,14 @@ const rootScript = `set -e
 mount -t proc proc "$0/proc"
 mount --rbind /dev "$0/dev"
 mount -t tmpfs tmp "$0/tmp"
-if [ -n "$LAB_GO" ]; then
-	mkdir -p "$0/usr/local/go" "$0/var/cache/go" "$0/usr/src/build"
-	mount --bind "$LAB_GO" "$0/usr/local/go"
-	mount --bind "$LAB_GOCACHE" "$0/var/cache/go"
-	mount --bind "$LAB_SOURCE" "$0/usr/src/build"
-fi
+show() {
+	[ -n "$1" ] || return 0
+	mkdir -p "$2"
+	mount --bind "$1" "$2"
+}
+show "$LAB_GO" "$0/usr/local/go"
+show "$LAB_GOCACHE" "$0/var/cache/go"
+show "$LAB_SOURCE" "$0/usr/src/build"
 exec env -i PATH=/usr/local/go/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive \
 	GOCACHE=/var/cache/go chroot "$0" /bin/sh -c "$1"`
 
@@ -189,9 +192,10 @@ func inRoot(root, script string) *exec.Cmd {
 	return cmd
 }
 
-// Package builds the Debian package and gives its path and what lintian has to
-// say of it.
-func Package(t testing.TB) (deb, lintian string) {
+// Packages builds the Debian package several times from one state of the
+// sources, each time in another folder, and gives the packages' paths and what
+// lintian has to say of them.
+func Packages(t testing.TB, n int) (debs []string, lintian string) {
 	t.Helper()
 	if _, err := ready(); err != nil {
 		missing(t, err)
@@ -199,47 +203,76 @@ func Package(t testing.TB) (deb, lintian string) {
 	if _, err := debianRoot(); err != nil {
 		missing(t, err)
 	}
-	deb, lintian, err := buildPackage(t.TempDir())
+	dir := t.TempDir()
+	first := filepath.Join(dir, "0")
+	if err := sourceTree(first); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		next := filepath.Join(dir, strconv.Itoa(i+1))
+		if _, err := command("cp", "-a", first, next); err != nil {
+			t.Fatal(err)
+		}
+		deb, err := buildPackage(next)
+		if err != nil {
+			t.Fatal(err)
+		}
+		debs = append(debs, deb)
+	}
+	d, err := debianRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return deb, lintian
+	lint := inRoot(d.build, "lintian --allow-root --info --fail-on none /usr/src/build/*.deb")
+	lint.Env = append(lint.Env, "LAB_SOURCE="+filepath.Dir(debs[0]))
+	out, err := lint.Output()
+	if err != nil {
+		t.Fatalf("lintian: %v", err)
+	}
+	return debs, string(out)
 }
 
-// buildPackage builds the package in a folder, from the files git knows as they
-// are now, without network.
-func buildPackage(dir string) (deb, lintian string, err error) {
+// sourceTree puts the files git knows, as they are now, and the modules they
+// need into a folder, to be built there.
+func sourceTree(dir string) error {
+	mod, err := command("go", "env", "GOMOD")
+	if err != nil {
+		return err
+	}
+	_, err = command("make", "-s", "-C", filepath.Dir(mod), "tree", "DIST="+dir)
+	return err
+}
+
+// buildPackage builds the package from what sourceTree left in a folder,
+// without network.
+func buildPackage(dir string) (deb string, err error) {
 	d, err := debianRoot()
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	var place [3]string // the repository, Go, its cache
-	for i, name := range []string{"GOMOD", "GOROOT", "GOCACHE"} {
-		if place[i], err = command("go", "env", name); err != nil {
-			return "", "", err
-		}
+	goRoot, err := command("go", "env", "GOROOT")
+	if err != nil {
+		return "", err
 	}
-	if err := os.MkdirAll(place[2], 0o755); err != nil {
-		return "", "", err
+	goCache, err := command("go", "env", "GOCACHE")
+	if err != nil {
+		return "", err
 	}
-	if _, err := command("make", "-s", "-C", filepath.Dir(place[0]), "tree", "DIST="+dir); err != nil {
-		return "", "", err
+	if err := os.MkdirAll(goCache, 0o755); err != nil {
+		return "", err
 	}
 	// -d: Go is not a package here.
-	cmd := inRoot(d.build, "cd /usr/src/build/popgate && dpkg-buildpackage -d -b -us -uc >../log 2>&1 || { tail -n 40 ../log >&2; exit 1; }\n"+
-		"cd .. && lintian --allow-root --info --fail-on none ./*.deb")
-	cmd.Env = append(cmd.Env, "LAB_GO="+place[1], "LAB_GOCACHE="+place[2], "LAB_SOURCE="+dir)
+	cmd := inRoot(d.build, "cd /usr/src/build/popgate && dpkg-buildpackage -d -b -us -uc >../log 2>&1 || { tail -n 40 ../log >&2; exit 1; }")
+	cmd.Env = append(cmd.Env, "LAB_GO="+goRoot, "LAB_GOCACHE="+goCache, "LAB_SOURCE="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	var out strings.Builder
-	cmd.Stdout = &out
 	if err := run(cmd); err != nil {
-		return "", "", err
+		return "", err
 	}
 	debs, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil || len(debs) != 1 {
-		return "", "", fmt.Errorf("the build left %d packages in %s: %w", len(debs), dir, err)
+		return "", fmt.Errorf("the build left %d packages in %s: %w", len(debs), dir, err)
 	}
-	return debs[0], out.String(), nil
+	return debs[0], nil
 }
 
 // debianPackage builds the package for the machines of this test process.
@@ -253,7 +286,10 @@ var debianPackage = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	deb, _, err := buildPackage(dir)
+	if err := sourceTree(dir); err != nil {
+		return "", err
+	}
+	deb, err := buildPackage(dir)
 	if err != nil {
 		return "", err
 	}
