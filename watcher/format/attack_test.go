@@ -127,6 +127,11 @@ var attacks = []struct {
 	{"upper-cased mechanism", "dovecot", []string{
 		"dovecot: pop3-login: Disconnected: Connection closed (tried to use unsupported auth mechanism): user=<>, method=X>,RIP=203.0.113.66, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
 	}},
+	{"piece from the middle of what Dovecot itself has cut", "dovecot", []string{
+		"dovecot: imap-login: proxy(" + strings.Repeat("x", 4084),
+		"dovecot: imap-login: Login: user=<bob>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<" + strings.Repeat("a", 4090-86) + ">",
+		"dovecot: imap-login: xxxx,192.0.2.9:143): Login failed: no: user=<xxx...>, method=PLAIN, rip=192.0.2.46, lip=192.0.2.1, session=<abcd>",
+	}},
 	{"tag that begins like Dovecot's", "dovecot", []string{
 		"dovecotx: imap-login: Login: user=<bob>, method=PLAIN, rip=203.0.113.66, lip=192.0.2.1, mpid=1, session=<abcd>",
 	}},

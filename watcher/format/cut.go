@@ -60,15 +60,19 @@ func (m *Message) SentLen() int {
 	return n
 }
 
+// dovecotPiece is below the length of the pieces in which Dovecot logs what is
+// longer than 4096 bytes, and well above that of a login.
+const dovecotPiece = 4000
+
 // writtenCut says whether a message that was read where some daemon wrote it
 // had a length at which daemons cut, as it came from the server or, with the
 // server's host, from another daemon. Priorities have three to five bytes.
 // Those that write the usual line themselves cut at a thousand bytes at the
-// least, and the journal nothing. Dovecot cuts what it logs at 4096 bytes by
-// itself, with some of its own before the text; no login is that long.
+// least, and the journal nothing. Dovecot cuts by
+// itself.
 func writtenCut(m *Message) bool {
 	own := m.SentLen()
-	if len(m.Text) >= 4000 {
+	if len(m.Text) >= dovecotPiece {
 		return true
 	}
 	if m.Transport == Journal || m.Transport != BusyBox && own < 1000 {

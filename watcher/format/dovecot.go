@@ -24,8 +24,9 @@ import (
 // that a good one says. Read to its end such a line can't be bent, but one that
 // was cut can, and Dovecot cuts by itself: what is longer than 4096 bytes it
 // logs in pieces, each with "imap-login: " before it. So a line about a proxied
-// session that may have been cut is no login. The pieces behind the first end
-// as the line does, which no login does.
+// session that may have been cut is no login. Of the pieces behind the first the
+// last ends as the line does, which no login does, and the others are of a length
+// that no login has.
 type dovecot struct {
 	// host is that of the last line and the blank after it. It only makes
 	// mayMatter and SplitFor quicker.
@@ -90,7 +91,7 @@ func dovecotLogin(s scanner, m *Message, service relay.Service) (relay.Event, Re
 	e := relay.Event{Kind: relay.Login, Service: service}
 	switch {
 	case s.lit("Login: ") || s.lit("Logged in: "):
-		if method, ok := s.dovecotFields(&e, true); ok {
+		if method, ok := s.dovecotFields(&e, true); ok && len(m.Text) < dovecotPiece {
 			return dovecotEvent(&e, method)
 		}
 	case s.lit("proxy("):
