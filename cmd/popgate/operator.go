@@ -211,6 +211,7 @@ func (d *daemon) statusOfSources(st *control.Status) {
 		st.Sources = append(st.Sources, control.Source{
 			Name: s.Name, Type: s.Type, State: s.Status.String(), Error: s.Error, LastLine: known(s.LastLine),
 			LastLogin: known(s.LastLogin), Lines: s.Lines, Logins: s.Logins, Unparsed: s.Unparsed, Gaps: s.Gaps, Missed: s.Missed, Skipped: s.Skipped, Lag: s.Lag.Seconds(),
+			Doubts: d.sources.doubts.about(s),
 		})
 		switch {
 		case s.Status == relay.SourceDown:

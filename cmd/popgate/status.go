@@ -40,6 +40,10 @@ func newStatus(e *env, g *global) *cobra.Command {
 	}
 }
 
+// manyLines without a login are worth a word: the server's own lines on the way
+// to its first login are fewer.
+const manyLines = 100
+
 func printStatus(e *env, st *control.Status) error {
 	fmt.Fprintf(e.stdout, "health: %s\n", st.Health)
 	for _, p := range st.Problems {
@@ -60,6 +64,12 @@ func printStatus(e *env, st *control.Status) error {
 	for _, s := range st.Sources {
 		fmt.Fprintf(w, "source\t%s: %s, %d lines, %d logins, %d unparsed, last line %s, last login %s\n",
 			quoted(s.Name), s.State, s.Lines, s.Logins, s.Unparsed, ago(e, s.LastLine), ago(e, s.LastLogin))
+		for _, text := range s.Doubts {
+			fmt.Fprintf(w, "\t%s\n", quoted(text))
+		}
+		if s.Lines >= manyLines && s.Logins == 0 {
+			fmt.Fprintf(w, "\tnot one login in these lines: `popgate test-log` on this log says whether the format is right\n")
+		}
 		if s.Lag >= 1 {
 			fmt.Fprintf(w, "\tstill reading what was logged %s ago\n", brief(time.Duration(s.Lag)*time.Second))
 		}

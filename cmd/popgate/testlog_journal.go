@@ -55,7 +55,7 @@ func (t *logTest) journalDoubts() []string {
 	if len(t.units) == 0 {
 		return nil
 	}
-	j, err := watcher.NewJournal(t.units, t.formatName(), t.journalTrust())
+	j, err := journal.New(t.units, t.formatName(), t.journalTrust())
 	if err != nil {
 		return nil
 	}

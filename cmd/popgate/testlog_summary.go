@@ -178,6 +178,12 @@ func (t *logTest) whyNone() {
 	} else {
 		fmt.Fprintln(t.out, "\nno login was found: is this the POP/IMAP server's log, and is the format right?")
 	}
+	if n.unparsed > 0 {
+		fmt.Fprintln(t.out, "  a server whose log format was changed (Dovecot: login_log_format) needs a format of your own: --pattern; docs/formats.md has an example")
+	}
+	for _, d := range t.journalDoubts() {
+		fmt.Fprintf(t.out, "  %s\n", d)
+	}
 	if len(t.units) > 0 {
 		fmt.Fprintln(t.out, "  of the journal count only entries that the format's own programs wrote; --programs and --users name others, as in the configuration")
 	}

@@ -90,6 +90,32 @@ func TestALoginInTheJournalGrants(t *testing.T) {
 	})
 }
 
+// A unit that never logs, and one of which no program is believed, look like a
+// quiet night; all that an administrator might look at says what they are.
+func TestAUnitThatWillNeverShowALoginIsTold(t *testing.T) {
+	onJournal(t, nil, func(t *testing.T, s *site, _ *lab.Journal) {
+		s.login(t, alice)
+		for _, x := range []struct{ unit, format, says string }{
+			{"dovecott.service", "dovecot", "dovecott.service has never logged to this host's journal"},
+			{dovecotUnit, "courier", "dovecot.service logs, but never by a program that is believed"},
+		} {
+			s.popgate.Stop(t)
+			s.setup.config = []string{"sources: [{journal: [" + x.unit + "], format: " + x.format + "}]"}
+			s.popgate.Configure(t, s.config())
+			s.popgate.Start(t)
+			s.waitUp(t)
+			lab.Until(t, "status says so", func() bool { out, _ := s.popgate.Run(t, "status"); return strings.Contains(out, x.says) })
+			lab.Until(t, "the log says so", func() bool { return strings.Contains(s.popgate.Output.String(), x.says) })
+			if out, code := s.popgate.Run(t, "check"); !strings.Contains(out, x.says) || code == 4 {
+				t.Errorf("check: exit %d: %s", code, out)
+			}
+			if out, code := s.popgate.Run(t, "test-log", "--journal", x.unit, "--format", x.format); !strings.Contains(out, x.says) || code != 1 {
+				t.Errorf("test-log: exit %d: %s", code, out)
+			}
+		}
+	})
+}
+
 // An entry that systemd-journal-remote took from another machine, with all the
 // fields of Dovecot's, lies where journalctl --merge finds it.
 func TestAnEntryOfAnotherMachineGrantsNothing(t *testing.T) {
