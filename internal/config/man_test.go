@@ -127,3 +127,21 @@ func TestManPageMarksWhatNeedsARestart(t *testing.T) {
 		t.Errorf("marked\n%v\nrefused by a reload\n%v", got, want)
 	}
 }
+
+// The page's examples are configurations, in which nothing is doubtful.
+func TestManPageExamplesAreRead(t *testing.T) {
+	data, err := os.ReadFile("../../man/milter.yaml.5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile(`(?ms)^\.Bd -literal.*?\n(.*?)^\.Ed`).FindAllStringSubmatch(string(data), -1)
+	for _, m := range examples {
+		text := strings.ReplaceAll(m[1], `\(dq`, `"`)
+		if _, warnings, err := Parse("milter.yaml.5", []byte(text)); err != nil || len(warnings) > 0 {
+			t.Errorf("%v %v in\n%s", err, warnings, text)
+		}
+	}
+	if len(examples) < 3 {
+		t.Errorf("%d examples, want 3 at least", len(examples))
+	}
+}
