@@ -1,6 +1,11 @@
 package e2e
 
 import (
+	"bufio"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"strings"
 	"testing"
 
 	"popgate/internal/lab"
@@ -76,4 +81,57 @@ func TestAFailedLoginGrantsNothing(t *testing.T) {
 		s.POP3Fails(t, mallet, "nobody")
 		grantsNothing(t, s)
 	})
+}
+
+// A Dovecot that hands every name on to the server that knows the passwords, and
+// tells why that refused. What is longer than 4096 bytes Dovecot itself cuts;
+// the name is a good login up to there.
+func TestAForgedUserNameThatDovecotCutsGrantsNothing(t *testing.T) {
+	const refuses = "127.0.0.9:1143"
+	extra := []string{"auth_verbose = yes", "auth_username_chars =", "auth_username_format =",
+		"passdb {\n  driver = static\n  args = proxy=y nopassword=y host=127.0.0.9 port=1143\n}"}
+	bothLogs(t, extra, nil, func(t *testing.T, s *site) {
+		refuse(t, refuses)
+		const login = "x,%s:1): Started proxying to <h> (0.1 secs): user=<x>, method=PLAIN, rip=" + mallet + ", lip=127.0.0.1, session=<AAAA>"
+		for n := 4075; n <= 4095; n++ { // how much goes before depends on the process id
+			name := fmt.Sprintf(login, strings.Repeat("h", n-len(login)+len("%s"))) + strings.Repeat("z", 300)
+			answer := s.IMAPAnswers(t, alice, "AUTHENTICATE PLAIN\r\n"+base64.StdEncoding.EncodeToString([]byte("\x00"+name+"\x00x")))
+			if !strings.HasPrefix(answer, "NO [AUTHENTICATIONFAILED]") {
+				t.Fatalf("a name of %d bytes: %q", len(name), answer)
+			}
+		}
+		grantsNothing(t, s)
+	})
+}
+
+// refuse is an IMAP server that knows nobody.
+func refuse(t *testing.T, address string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	serve := func(c net.Conn) {
+		defer c.Close()
+		const able = "CAPABILITY IMAP4rev1 AUTH=PLAIN"
+		fmt.Fprintf(c, "* OK [%s] hello\r\n", able)
+		for lines := bufio.NewScanner(c); lines.Scan(); {
+			tag, command, _ := strings.Cut(lines.Text(), " ")
+			if command == "CAPABILITY" {
+				fmt.Fprintf(c, "* %s\r\n%s OK\r\n", able, tag)
+				continue
+			}
+			fmt.Fprintf(c, "%s NO [AUTHENTICATIONFAILED] nobody of that name\r\n", tag)
+		}
+	}
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go serve(c)
+		}
+	}()
 }
