@@ -215,9 +215,11 @@ func TestUnreachableDaemonExitsWith3(t *testing.T) {
 func TestInvalidConfigurationExitsWith4(t *testing.T) {
 	s := newSite(t)
 	s.write("milter.yaml", "grant_tll: 5m\n")
-	for _, args := range [][]string{{"serve"}, {"check"}, {"list"}} {
+	for _, args := range [][]string{{"serve"}, {"check"}} {
 		s.want(4, "line 1: grant_tll", args...)
 	}
+	s.write("milter.yaml", "listn: {control: unix:/x.sock}\n")
+	s.want(4, "name its control socket with --socket", "list")
 	base := fmt.Sprintf(siteConfig, s.dir)
 	for config, text := range map[string]string{
 		"sources: [{journal: [perdition.service], format: perdition}]\n":                                             "milter.yaml: line 1: sources[0]: popgate does not know which program writes the lines of format perdition; name it",
@@ -412,8 +414,11 @@ func TestReloadIsAllOrNothing(t *testing.T) {
 	s.must("grant", "198.51.100.7")
 	base := fmt.Sprintf(siteConfig, s.dir)
 	s.write("milter.yaml", base+"never_grant: [not-a-network]\n")
-	s.want(4, "never_grant", "reload", "--socket", filepath.Join(s.dir, "control.sock"))
+	s.want(4, "the old configuration stays in force", "reload")
 	s.until("the log says so", func() bool { return strings.Contains(s.log.String(), "reload refused") })
+	// The daemon can be asked all the same.
+	s.want(5, "the last reload was refused", "status")
+	s.want(0, "the daemon does not run by it: ", "ask", "198.51.100.7", "x@remote.test")
 	s.write("milter.yaml", base)
 	s.want(0, "pass: grant", "ask", "198.51.100.7", "x@remote.test")
 	s.want(5, "the last reload was refused", "status")

@@ -101,12 +101,13 @@ type global struct {
 	config string
 	socket string
 	json   bool
+	stderr io.Writer
 }
 
 const defaultConfig = "/etc/popgate/milter.yaml"
 
 func newRoot(e *env) *cobra.Command {
-	g := &global{}
+	g := &global{stderr: e.stderr}
 	root := &cobra.Command{
 		Use:   "popgate",
 		Short: "POP before SMTP for Postfix and sendmail",
@@ -164,10 +165,18 @@ func (g *global) client() (*control.Client, error) {
 		// Members of control_group need not be able to read the file.
 		c, err = config.Default(), nil
 	}
-	if err != nil {
-		return nil, failWith(exitConfig, fmt.Errorf("%w; or name the control socket with --socket", err))
+	if err == nil {
+		return control.NewClient(c.Listen.Control.Address), nil
 	}
-	return control.NewClient(c.Listen.Control.Address), nil
+	// On the day the file is broken the daemon, which runs on by the one of
+	// before, is asked more than on others.
+	if text, e := os.ReadFile(g.config); e == nil {
+		if address, ok := config.Control(g.config, text); ok {
+			fmt.Fprintf(g.stderr, "popgate: the configuration is invalid, and the daemon does not run by it: %v\n", err)
+			return control.NewClient(address.Address), nil
+		}
+	}
+	return nil, failWith(exitConfig, fmt.Errorf("%w\nto ask a daemon that runs by the file of before, name its control socket with --socket", err))
 }
 
 // told maps an error of the control socket to its exit code.

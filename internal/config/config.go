@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -116,6 +117,21 @@ func Load(path string) (*Config, []Warning, error) {
 			"mode %04o: any local user may change who can relay; take the right away with chmod o-w", info.Mode().Perm())}}, warnings...)
 	}
 	return c, warnings, err
+}
+
+// Control gives the control socket that a file names, or leaves at the default,
+// though other things in it are wrong: the daemon runs on by the file of before,
+// and it is now that it must be reached. False: where the error lies, the socket
+// can't be told.
+func Control(name string, data []byte) (Address, bool) {
+	r := &reader{file: name}
+	c := r.parse(data, renamed)
+	for _, e := range r.errs {
+		if e.Key == "" || strings.Contains(e.Key, "listen") || strings.Contains(e.Text, "listen") {
+			return Address{}, false
+		}
+	}
+	return c.Listen.Control, true
 }
 
 // Parse reads the text of a file called name. The error, if any, is an Errors.

@@ -240,3 +240,27 @@ func TestBadConfigurations(t *testing.T) {
 		}
 	}
 }
+
+// A broken file must not keep an operator from the daemon, nor lead him to
+// another one.
+func TestTheControlSocketIsToldOfABrokenFileOnlyWhereItIsCertain(t *testing.T) {
+	const own = "listen: {control: unix:/x/own.sock}\n"
+	for name, tt := range map[string]struct{ text, want string }{
+		"an unknown key elsewhere":          {own + "grant_tll: 5m\n", "/x/own.sock"},
+		"a value that can't be meant":       {own + "never_grant: [nonsense]\n", "/x/own.sock"},
+		"nothing said, so the default":      {"grant_tll: 5m\n", "/run/popgate/control.sock"},
+		"no YAML at all":                    {own + "sources: [\n", ""},
+		"listen itself is wrong":            {"listen: {control: nowhere}\n", ""},
+		"a key of listen is misspelt":       {"listen: {contrl: unix:/x/own.sock}\n", ""},
+		"listen is misspelt":                {"listn: {control: unix:/x/own.sock}\n", ""},
+		"listen stands there twice":         {own + own, ""},
+		"a second document in the file":     {own + "---\n" + own, ""},
+		"a file that is right is right too": {own + "sources: [{file: /x, format: dovecot}]\n", "/x/own.sock"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, ok := Control("milter.yaml", []byte(tt.text)); ok != (tt.want != "") || got.Address != tt.want {
+				t.Errorf("%q %v, want %q", got.Address, ok, tt.want)
+			}
+		})
+	}
+}
