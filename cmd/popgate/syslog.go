@@ -3,23 +3,18 @@ package main
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"popgate/internal/config"
 	"popgate/watcher"
+	"popgate/watcher/format"
 	"popgate/watcher/syslog"
 )
-
-// alone are the formats whose lines are each understood by themselves, as are
-// those of formats of the site's own. Of the others nothing may be lost or change
-// places on the way without notice.
-var alone = []string{"cyrus", "dovecot"}
 
 // planSyslog makes a syslog source, or says why the format can't be read that
 // way.
 func planSyslog(s *config.Source, custom bool) (watcher.Source, error) {
-	single := slices.Contains(alone, s.Format)
+	single := format.Alone(s.Format)
 	if !single && !custom {
 		switch s.Listen.Network {
 		case "udp":
@@ -43,8 +38,8 @@ func planSyslog(s *config.Source, custom bool) (watcher.Source, error) {
 }
 
 // orNamed has auto, which might turn out to be Courier, made definite.
-func orNamed(format string) string {
-	if format == "auto" {
+func orNamed(name string) string {
+	if name == "auto" {
 		return ", or write dovecot or cyrus if that is what it is"
 	}
 	return ""

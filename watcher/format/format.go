@@ -81,6 +81,12 @@ func New(name string) (Parser, error) {
 	return nil, fmt.Errorf("%q is not a log format popgate reads; choose one of %s", name, strings.Join(Names(), ", "))
 }
 
+// Alone says of a format's lines that each is understood by itself, and that none
+// becomes a login by losing its end. Of the others nothing may be lost, or change
+// places, on the way to the reader without notice. A format that nobody has
+// looked at for this is one of the others.
+func Alone(name string) bool { return name == "cyrus" || name == "dovecot" }
+
 // BareLogouts tells a parser that its caller only counts logouts: it may give
 // them without user and session, which saves a copy of both.
 func BareLogouts(p Parser) {
