@@ -57,6 +57,7 @@ func TestFraming(t *testing.T) {
 		{"count beyond what comes", "340 " + a + "\n", nil, true, false},
 		{"count too large by one", fmt.Sprintf("%d %s", len(a)+1, a) + counted(b), []string{a + "3", "<22>"}, true, true},
 		{"count too small by one", fmt.Sprintf("%d %s", len(a)-1, a) + counted(b), []string{a[:len(a)-1]}, true, true},
+		{"a counted message that only begins like one", counted("<999>"+a) + counted(b), nil, true, true},
 		{"count with a leading zero", "034 " + a, nil, true, true},
 		{"count of a million millions", "1000000000000 " + a, nil, true, true},
 		{"count without an end", strings.Repeat("1", 30), nil, true, true},

@@ -72,6 +72,11 @@ func (a *authority) host(name string, old bool) tls.Certificate {
 		plate.Subject.CommonName = "something else"
 		plate.DNSNames = []string{name}
 	}
+	return a.certify(plate)
+}
+
+func (a *authority) certify(plate *x509.Certificate) tls.Certificate {
+	a.Helper()
 	key := newKey(a.T)
 	return tls.Certificate{Certificate: [][]byte{a.sign(plate, key).Raw}, PrivateKey: key}
 }
@@ -109,6 +114,8 @@ func TestWhichCertificatesCount(t *testing.T) {
 		{"TLS 1.2", &tls.Config{Certificates: []tls.Certificate{ours.host("mx1.test", false)}, MaxVersion: tls.VersionTLS12}, true},
 		{"a name that is not listed", &tls.Config{Certificates: []tls.Certificate{ours.host("mx2.test", false)}}, false},
 		{"the listed name under another domain", &tls.Config{Certificates: []tls.Certificate{ours.host("mx1.test.evil.test", false)}}, false},
+		{"the listed name only where people look, in a certificate for another host", &tls.Config{Certificates: []tls.Certificate{
+			ours.certify(&x509.Certificate{Subject: pkix.Name{CommonName: "mx1.test"}, DNSNames: []string{"evil.test"}})}}, false},
 		{"somebody else's signature", &tls.Config{Certificates: []tls.Certificate{theirs.host("mx1.test", false)}}, false},
 		{"no certificate", &tls.Config{}, false},
 		{"TLS 1.1", &tls.Config{Certificates: []tls.Certificate{ours.host("mx1.test", false)}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, false},
