@@ -29,7 +29,7 @@ var arrows = map[string][]string{
 	"popgate/watcher":          {"popgate/watcher/format", "popgate/internal/relay", "github.com/fsnotify/fsnotify"},
 	"popgate/watcher/journal":  {"popgate/watcher", "popgate/watcher/format", "popgate/internal/relay"},
 	"popgate/watcher/push":     {"popgate/watcher", "popgate/internal/listen", "popgate/internal/relay"},
-	"popgate/watcher/syslog":   {"popgate/watcher", "popgate/watcher/format", "popgate/internal/relay"},
+	"popgate/watcher/syslog":   {"popgate/watcher", "popgate/watcher/format", "popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/watcher/format":   {"popgate/internal/relay"},
 }
 

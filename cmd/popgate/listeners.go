@@ -16,6 +16,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 
 	"popgate/internal/config"
+	"popgate/internal/listen"
 )
 
 type openListener struct {
@@ -49,7 +50,7 @@ func openListeners(e *env, cfg *config.Config) ([]openListener, error) {
 			return nil
 		}
 		for _, a := range addresses {
-			l, err := listen(a, mode, group)
+			l, err := listenOn(a, mode, group)
 			if err != nil {
 				return fmt.Errorf("listen.%s: %s: %w", name, a, err)
 			}
@@ -129,7 +130,7 @@ func scriptsOnly(l openListener) error {
 	return nil
 }
 
-func listen(a config.Address, mode fs.FileMode, group string) (net.Listener, error) {
+func listenOn(a config.Address, mode fs.FileMode, group string) (net.Listener, error) {
 	if a.Network != "unix" {
 		return net.Listen(a.Network, a.Address)
 	}
@@ -144,7 +145,7 @@ func listen(a config.Address, mode fs.FileMode, group string) (net.Listener, err
 			return nil, err
 		}
 	}
-	if err := clearStale(a.Address); err != nil {
+	if err := listen.ClearSocket(a.Address); err != nil {
 		return nil, err
 	}
 	// The socket is made with no rights and opened up when it is as it should
@@ -166,24 +167,6 @@ func listen(a config.Address, mode fs.FileMode, group string) (net.Listener, err
 		return nil, err
 	}
 	return l, nil
-}
-
-// clearStale removes a socket that nobody listens on any more.
-func clearStale(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != fs.ModeSocket:
-		return errors.New("exists and is no socket; remove it or choose another path")
-	}
-	if c, err := net.Dial("unix", path); err == nil {
-		c.Close()
-		return errors.New("another program listens here; is popgate running already?")
-	}
-	return os.Remove(path)
 }
 
 func chgrp(path, name string) error {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"popgate/internal/listen"
 )
 
 // hall is where senders come in: the listener and its workers.
@@ -142,37 +144,24 @@ func (h *hall) openUnix(lc *net.ListenConfig) error {
 	return nil
 }
 
-// clear takes away a socket that was left behind.
+// clear makes room for the socket.
 func (h *hall) clear() error {
-	info, err := os.Lstat(h.Address)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Stat(filepath.Dir(h.Address)); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("the directory %s does not exist; make it, or correct the path", filepath.Dir(h.Address))
-		}
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != fs.ModeSocket:
-		return errors.New("exists and is no socket; remove it or choose another path")
+	if dir := filepath.Dir(h.Address); !exists(dir) {
+		return fmt.Errorf("the directory %s does not exist; make it, or correct the path", dir)
 	}
-	for _, network := range []string{"unixgram", "unix"} {
-		c, err := net.Dial(network, h.Address)
-		if err == nil {
-			c.Close()
-		}
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EPROTOTYPE) {
-			return errors.New("another program listens there; stop it, or choose another path")
-		}
-	}
-	return os.Remove(h.Address)
+	return listen.ClearSocket(h.Address)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func (h *hall) explain(err error) error {
 	remedy := ""
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		remedy = "; another program listens there: stop it, or choose another port"
+		remedy = "; another program listens here: stop it, or choose another port"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		remedy = "; this host does not have the address"
 	case errors.Is(err, fs.ErrPermission) && h.Network[0] == 'u' && h.Network != "udp":

@@ -581,14 +581,14 @@ func TestAListenerThatCannotBeOpenedSaysWhyAndHeals(t *testing.T) {
 				t.Fatal(err)
 			}
 			return func() { l.Close() }
-		}, "another program listens there"},
+		}, "another program listens here"},
 		"another reader has the socket": {"unix", func(t *testing.T, address string) func() {
 			c, err := net.ListenPacket("unixgram", address)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return func() { c.Close() }
-		}, "another program listens there"},
+		}, "another program listens here"},
 		"no directory": {"unix-stream", func(t *testing.T, address string) func() {
 			os.Remove(filepath.Dir(address))
 			return func() { os.Mkdir(filepath.Dir(address), 0o755) }
