@@ -68,3 +68,15 @@ var SendmailDrac string
 //
 //go:embed exim/socketmap.conf
 var EximSocketMap string
+
+// DovecotPush goes into Dovecot's configuration where a push source takes its
+// reports: in a file that only root can read, with the key in the place of
+// SECRET. This is for Dovecot 2.3 and before.
+//
+//go:embed dovecot/push-2.3.conf
+var DovecotPush string
+
+// DovecotPush24 is the same for Dovecot 2.4.
+//
+//go:embed dovecot/push-2.4.conf
+var DovecotPush24 string

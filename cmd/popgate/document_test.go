@@ -123,3 +123,16 @@ func TestReadmeNamesTheCommands(t *testing.T) {
 		}
 	}
 }
+
+// What `popgate setup dovecot` prints is what the document says.
+func TestDovecotsLinesAreThoseOfTheDocument(t *testing.T) {
+	text, err := os.ReadFile("../../docs/dovecot.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, lines := range map[string]string{"2.3": contrib.DovecotPush, "2.4": contrib.DovecotPush24} {
+		if !strings.Contains(string(text), "```\n"+lines+"```") {
+			t.Errorf("docs/dovecot.md has other lines for %s than contrib:\n%s", name, lines)
+		}
+	}
+}

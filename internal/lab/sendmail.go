@@ -126,6 +126,18 @@ func (s *Sendmail) Configure(t testing.TB, o SendmailOptions) {
 	if err := os.WriteFile(sendmailConf, []byte(text+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	s.launch(t)
+}
+
+// Restart stops sendmail and starts it with the sendmail.cf that is there now.
+func (s *Sendmail) Restart(t testing.TB) {
+	t.Helper()
+	s.Stop(t)
+	s.launch(t)
+}
+
+func (s *Sendmail) launch(t testing.TB) {
+	t.Helper()
 	s.Program = s.host.start(t, "/usr/libexec/sendmail/sendmail", "-C", sendmailConf, "-bD", "-q2s")
 	waitGreeting(t, s.Program, "127.0.0.1:25", "[::1]:25")
 }

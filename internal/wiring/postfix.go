@@ -117,9 +117,9 @@ func (p *Postfix) readServices(ctx context.Context) error {
 	return nil
 }
 
-// outcomes judges every list of a service.
-func (p *Postfix) outcomes(s *service, values map[string]string) (map[string]outcome, bool) {
-	j := &judge{
+// judge gives a judge of a service's lists.
+func (p *Postfix) judge(s *service, values map[string]string) *judge {
+	return &judge{
 		class: func(name string) (string, bool) {
 			if !slices.Contains(splitList(values["smtpd_restriction_classes"]), name) {
 				return "", false
@@ -131,6 +131,11 @@ func (p *Postfix) outcomes(s *service, values map[string]string) (map[string]out
 		},
 		ours: p.ours,
 	}
+}
+
+// outcomes judges every list of a service.
+func (p *Postfix) outcomes(s *service, values map[string]string) (map[string]outcome, bool) {
+	j := p.judge(s, values)
 	open, all := true, map[string]outcome{}
 	for _, name := range smtpdLists {
 		if values[name] == "" && name == "smtpd_relay_restrictions" {
