@@ -30,7 +30,7 @@ const (
 	copying = 10 * time.Minute
 	// maxOld bounds the rotated files that are open at one time.
 	maxOld = 8
-	// positionEvery bounds how often a position is told while lines trickle in.
+	// PositionEvery bounds how often a position is told while lines trickle in.
 	PositionEvery = 200 * time.Millisecond
 )
 

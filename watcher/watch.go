@@ -41,7 +41,7 @@ type Options struct {
 
 const (
 	reportEvery = time.Second
-	// tolerance is how far a clock may run ahead of ours.
+	// ClockTolerance is how far a clock may run ahead of ours.
 	ClockTolerance = time.Minute
 	// flushEvery is after how many lines of a long reading health is told.
 	flushEvery = 4096
