@@ -141,7 +141,7 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 		if _, err := d.ledger.Revoke(relay.Revocation{All: true}, 0, nil); err != nil {
 			return nil, err
 		}
-		d.lost(cfg, "saved files were damaged at the start, so grants may be missing until their clients log in again; the log says which")
+		d.lost(cfg, "saved files were damaged, and a revocation may be lost with them; so no login from before the start counts, and clients must log in again; the log says which files")
 	} else if out.Future > 0 {
 		d.lost(cfg, fmt.Sprintf("%d saved grants are of logins in the future and don't count until their clients log in again; is the clock right?", out.Future))
 	}

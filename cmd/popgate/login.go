@@ -39,7 +39,7 @@ func newLogin(g *global) *cobra.Command {
 			case errors.Is(err, fs.ErrPermission):
 				return failWith(exitUnreachable, fmt.Errorf("%w; the script's user must be popgate's own, root, or in socket_group", err))
 			case errors.Is(err, push.ErrNobodyListens):
-				return failWith(exitUnreachable, err)
+				return failWith(exitUnreachable, fmt.Errorf("%w; is popgate serve running, with this socket in listen.push?", err))
 			case err != nil:
 				return failWith(exitNo, err)
 			}

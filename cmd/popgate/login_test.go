@@ -41,7 +41,7 @@ func TestLoginToldByAScript(t *testing.T) {
 		{"no user", 2, "user is missing", []string{"198.51.100.23", "--service", "imap"}},
 		{"anonymous", 2, "nobody", []string{"198.51.100.23", "--user", "anonymous", "--service", "imap"}},
 		{"no service", 2, "none of pop3, imap", []string{"198.51.100.23", "--user", "bob"}},
-		{"another socket of popgate's", 3, "no daemon takes logins here", []string{"198.51.100.23", "--user", "bob", "--service", "imap", "--socket", s.dir + "/milter.sock"}},
+		{"another socket of popgate's", 3, "milter.sock: daemon not reachable: ", []string{"198.51.100.23", "--user", "bob", "--service", "imap", "--socket", s.dir + "/milter.sock"}},
 	} {
 		s.t = t
 		t.Run(tt.name, func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestLoginToldByAScript(t *testing.T) {
 	s.must("login", "198.51.100.10", "--user", "bob", "--service", "imap")
 	s.until("the login after the reload grants", func() bool { _, _, code := s.run("show", "198.51.100.10"); return code == 0 })
 	s.end()
-	s.want(3, "no daemon takes logins here", "login", "198.51.100.7", "--user", "bob", "--service", "imap")
+	s.want(3, "push.sock: daemon not reachable: ", "login", "198.51.100.7", "--user", "bob", "--service", "imap")
 }
 
 func (s *site) read(name string) string {

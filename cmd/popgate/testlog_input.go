@@ -179,5 +179,5 @@ func readTrouble(name string, lines int, err error) (warning string, failed erro
 	case errors.Is(err, gzip.ErrChecksum):
 		return "", fmt.Errorf("%s: the gzipped data is damaged; don't rely on the counts", name)
 	}
-	return "", fmt.Errorf("%s: %w", name, err)
+	return "", fmt.Errorf("%s: %s", name, trouble(name, err.Error()))
 }

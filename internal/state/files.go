@@ -72,9 +72,9 @@ func private(dir string) error {
 	case !info.IsDir():
 		return fmt.Errorf("state_dir %s: is not a directory", dir)
 	case ok && int(stat.Uid) != os.Geteuid():
-		return fmt.Errorf("state_dir %s: owned by uid %d, but popgate runs as uid %d and must own it", dir, stat.Uid, os.Geteuid())
+		return fmt.Errorf("state_dir %s: owned by uid %d, but popgate runs as uid %d and must own it; chown -R it to that user, or start popgate as the one it belongs to", dir, stat.Uid, os.Geteuid())
 	case info.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("state_dir %s: mode %#o lets other users in; it must be 0700", dir, info.Mode().Perm())
+		return fmt.Errorf("state_dir %[1]s: mode %#[2]o lets other users in; chmod 0700 %[1]s", dir, info.Mode().Perm())
 	}
 	return nil
 }

@@ -368,7 +368,7 @@ func TestDirectoryThatWouldNotBeSafeIsRefused(t *testing.T) {
 	defer first.Close()
 	for _, tt := range []struct{ name, dir, want string }{
 		{"not a directory", file, file + ": is not a directory"},
-		{"open to others", open, "mode 0755 lets other users in; it must be 0700"},
+		{"open to others", open, "mode 0755 lets other users in; chmod 0700 "},
 		{"another user's", foreign, "owned by uid 12345, but popgate runs as uid "},
 		{"parent missing", filepath.Join(base, "a/b"), "can't be made: no such file or directory; make it"},
 		{"another daemon's", busy, fmt.Sprintf("in use by another popgate (pid %d)", os.Getpid())},

@@ -2,6 +2,7 @@ package push
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -183,8 +184,8 @@ func (l *Login) Check() error {
 	return err
 }
 
-// ErrNobodyListens is returned by Tell when no daemon takes the login.
-var ErrNobodyListens = errors.New("no daemon takes logins here")
+// ErrNobodyListens is returned by Tell when no daemon takes the login there.
+var ErrNobodyListens = errors.New("daemon not reachable")
 
 // Tell tells the daemon that listens on the socket at path of a login. It takes
 // at most 2 seconds.
@@ -193,7 +194,7 @@ func (l *Login) Tell(ctx context.Context, path string) error {
 	defer stop()
 	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNobodyListens, err)
+		return unheard(path, err)
 	}
 	defer c.Close()
 	end, _ := ctx.Deadline()
@@ -216,7 +217,15 @@ func (l *Login) Tell(ctx context.Context, path string) error {
 	case refused:
 		return errors.New(no)
 	case err != nil || writing != nil:
-		return fmt.Errorf("%w: %w", ErrNobodyListens, errors.Join(writing, err))
+		return unheard(path, cmp.Or(err, writing))
 	}
-	return fmt.Errorf("%w: it hung up; is it too busy?", ErrNobodyListens)
+	return unheard(path, errors.New("it hung up; is it too busy?"))
+}
+
+// unheard says why a login was told to nobody.
+func unheard(path string, err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	return fmt.Errorf("push socket %s: %w: %w", path, ErrNobodyListens, err)
 }
