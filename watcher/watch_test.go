@@ -264,6 +264,8 @@ func TestWatchDatesEvents(t *testing.T) {
 					}
 				} else if got := n.events[0].Time.Sub(arrived); got != tt.want {
 					t.Errorf("%q: the login was at arrival%+v, want %+v", line, got, tt.want)
+				} else if n.events[0].Live != tt.live {
+					t.Errorf("live: %v", n.events[0].Live)
 				}
 			})
 		})

@@ -348,6 +348,7 @@ var attacks = []struct {
 	{"host that was cut", "uw", []string{
 		"ipop3d[7]: Login user=v host=" + strings.Repeat("a", 65) + " [203.0.113.66 nmsgs=1/1",
 		"imapd[7]: Login user=v host=[203.0.113.6",
+		"imapd[7]: Login user=v host=" + strings.Repeat("a", 80) + " [203.0.113.66]",
 	}},
 	{"name that was cut", "uw", []string{"imapd[7]: Login user=" + strings.Repeat("v", 80) + " host=[203.0.113.66]"}},
 	{"POP login without its mailbox, IMAP login with one", "uw", []string{

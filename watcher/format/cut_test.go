@@ -89,3 +89,24 @@ func TestALoginInTheNameOfAProxiedLoginCutAtTheRightByte(t *testing.T) {
 		})
 	}
 }
+
+// Formats that understand a message by those before it are told of one that may
+// have been cut without its text; the others are asked what it says.
+func TestWhichFormatsRemember(t *testing.T) {
+	for _, name := range Names() {
+		p, err := New(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := Remembers(p), name == "courier" || name == "popa3d" || name == "auto"; got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	for line, want := range map[string]bool{opened: true, "pop3d-ssl: x": true, "popa3d[7]: Session from 192.0.2.7": true, "dovecot: x": false} {
+		p := new(auto)
+		parseLine(t, p, line)
+		if got := Remembers(p); got != want {
+			t.Errorf("auto after %q: %v", line, got)
+		}
+	}
+}
