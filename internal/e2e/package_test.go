@@ -509,3 +509,13 @@ func TestPackageIsReproducibleAndLintHasNothingToSay(t *testing.T) {
 		t.Error("two builds of the same sources differ")
 	}
 }
+
+func TestPackageUnderPiuparts(t *testing.T) {
+	if os.Getenv("POPGATE_SOAK") == "" {
+		t.Skip("set POPGATE_SOAK, as `make soak` does")
+	}
+	t.Parallel()
+	if out := lab.Piuparts(t); !strings.Contains(out, "PASS: All tests.") {
+		t.Errorf("piuparts does not say that all tests passed:\n%s", out)
+	}
+}

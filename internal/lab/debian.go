@@ -275,6 +275,42 @@ func buildPackage(dir string) (deb string, err error) {
 	return debs[0], nil
 }
 
+// Piuparts has piuparts install, upgrade and purge the package on a bare machine,
+// and gives its report. It fetches piuparts.
+func Piuparts(t testing.TB) string {
+	t.Helper()
+	debs, _ := Packages(t, 1)
+	d, err := debianRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	// In a copy of the build's root, in memory. piuparts looks for processes that
+	// were left behind, by device and inode of their files, and kills them: so its
+	// chroot lies on a device of its own, and it sees no process but its own.
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "/bin/sh", "-ec", `
+mount -t tmpfs tmp "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/upper,workdir=$1/work" "$1/root"
+mount -t proc proc "$1/root/proc"
+mount --rbind /dev "$1/root/dev"
+mount -t tmpfs tmp "$1/root/tmp"
+mkdir "$1/root/srv/machine"
+mount --bind "$3" "$1/root/srv/machine"
+cp "$4" "$1/root/srv/popgate.deb"
+cp /etc/resolv.conf "$1/root/etc/resolv.conf"
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive chroot "$1/root" /bin/sh -ec '
+apt-get -qq update
+apt-get -qq -y install piuparts >/dev/null 2>&1
+exec piuparts --existing-chroot=/srv/machine --keep-sources-list --no-eatmydata --skip-logrotatefiles-test /srv/popgate.deb'`,
+		"piuparts", dir, d.build, d.machine, debs[0])
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("piuparts: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
 // debianPackage builds the package for the machines of this test process.
 var debianPackage = sync.OnceValues(func() (string, error) {
 	cache, err := cacheDir()
