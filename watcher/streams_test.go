@@ -52,3 +52,20 @@ func TestALossInNoStreamIsOneInEach(t *testing.T) {
 		})
 	}
 }
+
+// What was remembered of a sender goes with him, however many come and go.
+func TestNothingIsKeptOfAStreamThatHasEnded(t *testing.T) {
+	fresh := func() format.Parser { p, _ := format.New("courier"); return p }
+	w := &watch{
+		Options: Options{Format: "courier", Parser: fresh(), NewParser: fresh, Ledger: &loggedIn{}, TimeZone: time.UTC},
+		health:  newHealth(&script{}, func(relay.SourceState) {}),
+	}
+	defer w.health.close()
+	for i := range uint64(100) {
+		w.record(&Record{Kind: Line, Text: []byte("<22>Nov 22 02:05:32 mx1 pop3d: x"), Arrived: time.Now(), Live: true, Sent: true, Stream: 1 + i})
+		w.record(&Record{Kind: Ended, Stream: 1 + i})
+	}
+	if n := len(w.streams); n != 0 {
+		t.Errorf("%d of 100 are still there", n)
+	}
+}
