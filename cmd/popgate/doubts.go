@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 
@@ -15,10 +16,26 @@ type doubter interface {
 }
 
 // doubts keeps what sources that are up and have read nothing yet say of
-// themselves.
+// themselves, and whom they turn away.
 type doubts struct {
-	mu sync.Mutex
-	of map[string][]string
+	mu     sync.Mutex
+	of     map[string][]string
+	turned map[string]refusals
+}
+
+// refusals are what was sent to a source and does not count.
+type refusals struct {
+	times uint64
+	last  string
+}
+
+func (d *doubts) refused(name string, times uint64, last string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.turned == nil {
+		d.turned = map[string]refusals{}
+	}
+	d.turned[name] = refusals{times, last}
 }
 
 func (d *doubts) set(name string, texts []string) {
@@ -30,14 +47,22 @@ func (d *doubts) set(name string, texts []string) {
 	d.of[name] = texts
 }
 
-// about gives the doubts about a source; what it has read takes them away.
+// about gives the doubts about a source; what it has read takes them away, but
+// not the word of those it turned away.
 func (d *doubts) about(s relay.SourceState) []string {
-	if s.Status != relay.SourceUp || s.Lines > 0 {
-		return nil
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Clone(d.of[s.Name])
+	var texts []string
+	if s.Status == relay.SourceUp && s.Lines == 0 {
+		texts = slices.Clone(d.of[s.Name])
+		if s.Type == "push" {
+			texts = append(texts, "nobody has told of a login yet; does Dovecot's auth_policy_server_url, or the script's --socket, lead here?")
+		}
+	}
+	if r := d.turned[s.Name]; r.times > 0 {
+		texts = append(texts, fmt.Sprintf("turned away %d %s, the last: %s", r.times, plural(int(r.times), "time"), r.last))
+	}
+	return texts
 }
 
 // doubting gives a report that, when the source first comes up and has read

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -166,4 +167,30 @@ func TestCheckByRootLooksAtTheKeyFileForPopgatesUser(t *testing.T) {
 	s.want(1, "key: permission denied; it must belong to popgate's user", "check")
 	os.Chown(key, popgate+1, 0)
 	s.want(1, "key belongs to uid 4712", "check")
+}
+
+// A Dovecot with the wrong address or secret must not look like a quiet night.
+func TestStatusSaysThatNobodyReportsAndWhoIsTurnedAway(t *testing.T) {
+	s := newSite(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	file := fmt.Sprintf("{file: %s/mail.log, format: dovecot}", s.dir)
+	s.write("milter.yaml", strings.Replace(s.read("milter.yaml"), file, fmt.Sprintf("{push: %q, format: dovecot, key_file: %s/key}", address, s.dir), 1))
+	s.write("key", "0123456789abcdef0123456789abcdef\n")
+	s.start()
+	s.until("it is up", func() bool { out, _, _ := s.run("status"); return strings.Contains(out, ": up, 0 lines") })
+	s.want(0, "nobody has told of a login yet; does Dovecot's auth_policy_server_url", "status")
+	answer, err := http.Post("http://"+address+"/?command=report", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	s.until("status tells of it", func() bool {
+		out, _, _ := s.run("status")
+		return strings.Contains(out, "turned away 1 time, the last: report from 127.0.0.1:") && strings.Contains(out, "no secret; set auth_policy_server_api_header")
+	})
 }

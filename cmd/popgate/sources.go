@@ -370,6 +370,7 @@ func (s *sources) refused(name string) func(error, uint64) {
 	first := true
 	return func(why error, more uint64) {
 		times += more
+		s.doubts.refused(name, times, why.Error())
 		if now := s.d.env.now().Mono; first || now-last >= time.Minute {
 			first, last = false, now
 			s.d.log.Warn("something sent to a source does not count", "source", name, "why", why, "times", times)

@@ -98,7 +98,7 @@ type Source struct {
 	Missed    uint64     `json:"missed,omitempty"`  // gaps at which lines were passed over unread
 	Skipped   uint64     `json:"skipped,omitempty"` // bytes of them
 	Lag       float64    `json:"lag"`               // seconds
-	Doubts    []string   `json:"doubts,omitempty"`  // why it may never see a login
+	Doubts    []string   `json:"doubts,omitempty"`  // why it may never see a login, whom it turned away
 }
 
 // Listener is an open listener.
