@@ -46,8 +46,8 @@ func TestADaemonKilledInsideATransactionDefersMail(t *testing.T) {
 // A daemon that hangs is not there either, and comes back without a trace.
 func TestADaemonThatHangsDefersMail(t *testing.T) {
 	set := setup{
-		postfix:  lab.PostfixOptions{Main: []string{"milter_connect_timeout = 1s", "milter_command_timeout = 1s"}},
-		sendmail: lab.SendmailOptions{Timeouts: "T=C:1s;S:1s;R:1s;E:5s"},
+		postfix:  lab.PostfixOptions{Main: []string{"milter_connect_timeout = 2s", "milter_command_timeout = 2s"}},
+		sendmail: lab.SendmailOptions{Timeouts: "T=C:2s;S:2s;R:2s;E:10s"},
 	}
 	onBoth(t, set, func(t *testing.T, s *site) {
 		s.login(t, alice)
