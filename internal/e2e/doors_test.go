@@ -265,16 +265,7 @@ func TestClosedDoorIsToldSoonThatPopgateHasNoDescriptorLeft(t *testing.T) {
 
 func TestNoRelayShapeOfAStrangerPassesAClosedDoor(t *testing.T) {
 	throughEachDoor(t, setup{}, func(t *testing.T, s *site) {
-		tryShapes(t, s, mallet, relayShapes, "stranger")
-		s.onlyRelayed(t)
-		s.login(t, alice)
-		taken := tryShapes(t, s, alice, relayShapes, "client")
-		s.drain(t)
-		left := len(s.subjects())
-		t.Logf("a client's shapes: %d of %d taken, %d left the site", taken, len(relayShapes), left)
-		if left < 15 {
-			t.Errorf("only %d shapes left the site though their sender may relay: these shapes prove little", left)
-		}
+		noShapeLeaves(t, s, 15)
 	})
 }
 

@@ -46,6 +46,15 @@ func cacheDir() (string, error) {
 // tree gives the folder with the unpacked packages, root and exim, filling it
 // if this is the first run on this machine.
 var tree = sync.OnceValues(func() (string, error) {
+	return cached(func(cache string) error {
+		return errors.Join(
+			fill(cache, "root", "unpacked", wanted),
+			fill(cache, "exim", "unpacked-exim", wantedExim))
+	})
+})
+
+// cached has the cache filled while nobody else does, and gives its folder.
+func cached(fill func(cache string) error) (string, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
@@ -58,10 +67,8 @@ var tree = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer unlock()
-	return cache, errors.Join(
-		fill(cache, "root", "unpacked", wanted),
-		fill(cache, "exim", "unpacked-exim", wantedExim))
-})
+	return cache, fill(cache)
+}
 
 // fill unpacks packages into a folder of the cache, unless its stamp says that
 // they are there.

@@ -30,17 +30,6 @@ func tools(name string, packages []string) (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("needs root, to fetch packages")
 	}
-	cache, err := cacheDir()
-	if err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
-	}
-	unlock, err := lock(filepath.Join(cache, "lock"))
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	return filepath.Join(cache, name), fill(cache, name, "unpacked-"+name, packages)
+	cache, err := cached(func(cache string) error { return fill(cache, name, "unpacked-"+name, packages) })
+	return filepath.Join(cache, name), err
 }
