@@ -2,13 +2,13 @@ package milter
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 
 	gomilter "github.com/emersion/go-milter"
@@ -18,6 +18,12 @@ const (
 	firstBuffer = 512  // holds the packets of one command of either MTA
 	keepBuffer  = 1024 // the largest an idle connection keeps
 )
+
+// spare are buffers that no connection needs at the moment.
+var spare = sync.Pool{New: func() any { return new([firstBuffer]byte) }}
+
+func borrow() []byte    { return spare.Get().(*[firstBuffer]byte)[:] }
+func giveBack(b []byte) { spare.Put((*[firstBuffer]byte)(b)) }
 
 // conn is a connection as the library sees it: Read gives whole packets that
 // were checked before, and then io.EOF; Write never fails. So the library,
@@ -29,18 +35,16 @@ const (
 type conn struct {
 	net.Conn
 	listener *listener
-	judge    Judge
-	ctx      context.Context // of the judge; ends when draining has lasted too long
-	socket   *socket         // the same connection; nil: Conn is no socket
-	peer     netip.Addr      // the MTA's host, zero on a unix socket
-	phase    atomic.Uint64   // what it is doing and since which tick, see phase
-	ended    atomic.Bool     // nothing more is read or written
-	last     bool            // the packet being answered is the last one
+	socket   *socket       // the same connection; nil: Conn is no socket
+	peer     netip.Addr    // the MTA's host, zero on a unix socket
+	phase    atomic.Uint64 // what it is doing and since which tick, see phase
+	ended    atomic.Bool   // nothing more is read or written
+	last     bool          // the packet being answered is the last one
 
-	buf        []byte
-	start, end int // what was read and not handed over lies between
-	hand       int // how much of the packet at start is still to be handed over
-	skip       int // how much behind it is to be thrown away
+	buf        []byte // nil before the first packet
+	start, end int    // what was read and not handed over lies between
+	hand       int    // how much of the packet at start is still to be handed over
+	skip       int    // how much behind it is to be thrown away
 
 	negotiated, connected bool
 	offer                 offer
@@ -52,8 +56,8 @@ type conn struct {
 }
 
 func newConn(nc net.Conn, l *listener, peer netip.Addr) *conn {
-	c := &conn{Conn: nc, listener: l, judge: l.server.judge, ctx: l.judging, peer: peer,
-		socket: newSocket(nc), buf: make([]byte, firstBuffer)}
+	c := &conn{Conn: nc, listener: l, peer: peer,
+		socket: newSocket(nc)}
 	c.session.conn = c
 	c.begin(idle)
 	return c
@@ -77,6 +81,9 @@ func (c *conn) Read(p []byte) (int, error) {
 			if s := c.await(); s != nil {
 				_ = s.raw.Read(s.read) // of an error nothing was got
 				got = s.got
+				if s.lend {
+					c.buf = s.to
+				}
 			} else {
 				got, _ = c.Conn.Read(c.buf[c.end:])
 			}
@@ -190,8 +197,8 @@ func (c *conn) has(need int) bool {
 func (c *conn) makeRoom(need int) {
 	if c.start == c.end {
 		c.start, c.end = 0, 0
-		if len(c.buf) > keepBuffer && need <= firstBuffer {
-			c.buf = make([]byte, firstBuffer)
+		if (c.buf == nil || len(c.buf) > keepBuffer) && need <= firstBuffer {
+			c.buf = borrow()
 		}
 	}
 	to := c.buf
@@ -216,6 +223,7 @@ func (c *conn) await() *socket {
 	}
 	if c.socket != nil {
 		c.socket.to, c.socket.got = c.buf[c.end:], 0
+		c.socket.lend = c.start == c.end && len(c.socket.to) == firstBuffer
 	}
 	return c.socket
 }

@@ -108,8 +108,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 // listener is one call of Serve: a listener and the connections it made.
 type listener struct {
 	server   *Server
-	judging  context.Context
-	ticks    atomic.Uint64 // advanced by housekeeping
+	judging  context.Context // of the judge; ends when draining has lasted too long
+	ticks    atomic.Uint64   // advanced by housekeeping
 	draining atomic.Bool
 
 	mu    sync.Mutex

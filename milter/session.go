@@ -97,13 +97,14 @@ func (s *session) RcptTo(rcpt string, _ *gomilter.Modifier) (gomilter.Response, 
 	q := &s.query
 	q.Door, q.Waits = "milter", &s.waits
 	s.fillRecipient(rcpt)
-	d := s.conn.judge.Judge(s.conn.ctx, q)
+	l := s.conn.listener
+	d := l.server.judge.Judge(l.judging, q)
 	// A connection that waits needn't hold on to them.
 	q.Rcpt, q.Mailer, q.Host, q.Addr, q.AuthType, q.AuthUser = "", "", "", "", "", ""
 	if d.Verdict == relay.Pass {
 		return s.answer(proceed)
 	}
-	return s.answer(s.refusal.refuse(s.conn.judge, d, q.ClientAddress()))
+	return s.answer(s.refusal.refuse(l.server.judge, d, q.ClientAddress()))
 }
 
 // fillRecipient fills in what belongs to this recipient alone.

@@ -14,6 +14,10 @@ type socket struct {
 
 	to  []byte // where the next read goes
 	got int    // what it gave; 0: the end, or an error
+
+	// lend says that to holds nothing yet: while the connection waits, others
+	// may have it, and the read that ends the wait goes to another.
+	lend bool
 }
 
 // newSocket gives nil for a connection that has no file descriptor.
@@ -40,6 +44,9 @@ func newSocket(nc net.Conn) *socket {
 // without an acknowledgement at once Nagle's algorithm holds the command back
 // for some 40 ms. The kernel drops the setting by itself, so once is not enough.
 func (s *socket) readOnce(fd uintptr) bool {
+	if s.to == nil {
+		s.to = borrow()
+	}
 	for {
 		n, err := syscall.Read(int(fd), s.to)
 		switch err {
@@ -50,6 +57,10 @@ func (s *socket) readOnce(fd uintptr) bool {
 		case syscall.EAGAIN:
 			if s.tcp { // a failure makes answers slow, not wrong
 				_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_QUICKACK, 1)
+			}
+			if s.lend {
+				giveBack(s.to)
+				s.to = nil
 			}
 			return false
 		}

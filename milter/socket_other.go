@@ -13,6 +13,7 @@ type socket struct {
 	read func(fd uintptr) bool
 	to   []byte
 	got  int
+	lend bool
 }
 
 func newSocket(net.Conn) *socket { return nil }

@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
+	"time"
 
 	"popgate/internal/config"
 )
@@ -13,7 +14,8 @@ import (
 // tuneMemory trades memory for time where the operator has not (GOGC,
 // GOMEMLIMIT). Recipients make short-lived garbage, so room between two
 // collections saves much time; but the room is a fixed one, not a multiple of
-// a heap full of grants. The limit grows with the table's bound.
+// a heap full of grants, and goes back to the system where nobody uses it. The
+// limit grows with the table's bound.
 func tuneMemory(cfg *config.Config) {
 	if os.Getenv("GOGC") == "" {
 		tuneCollector()
@@ -30,22 +32,37 @@ func gcPercent(live uint64) int {
 	return int(min(400, max(50, garbageRoom*100/max(live, 1))))
 }
 
+// Where nothing is allocated the collector comes round every two minutes.
+const atRest = 110 * time.Second
+
+// worthGivingBack says whether memory that lies idle is worth another
+// collection, which giving it back to the system begins with.
+func worthGivingBack(idle, live uint64) bool { return idle > max(8<<20, live/4) }
+
 // tuneCollector sets the collector's percentage anew after each collection, by
 // what has survived it: the finalizer of a dead object runs then, and makes the
-// next one.
+// next one. A daemon at rest gives back what its last burst of work left.
 var tuneCollector = sync.OnceFunc(func() {
 	percent := gcPercent(0)
 	debug.SetGCPercent(percent)
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	read := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"}}
 	type sentinel struct{ _ [32]byte }
+	last := time.Now()
 	var collected func(*sentinel)
 	collected = func(s *sentinel) {
-		metrics.Read(live)
-		if p := gcPercent(live[0].Value.Uint64()); p != percent {
+		metrics.Read(read)
+		live, idle := read[0].Value.Uint64(), read[1].Value.Uint64()+read[2].Value.Uint64()
+		if p := gcPercent(live); p != percent {
 			percent = p
 			debug.SetGCPercent(p)
 		}
 		runtime.SetFinalizer(s, collected)
+		rested := time.Since(last) > atRest
+		last = time.Now()
+		if rested && worthGivingBack(idle, live) {
+			go debug.FreeOSMemory() // it waits for finalizers
+		}
 	}
 	runtime.SetFinalizer(new(sentinel), collected)
 })

@@ -9,3 +9,21 @@ func TestGarbageRoomDoesNotGrowWithTheGrants(t *testing.T) {
 		}
 	}
 }
+
+func TestMemoryIsGivenBackWhereThatIsWorthACollection(t *testing.T) {
+	const mib = 1 << 20
+	for _, tt := range []struct {
+		name       string
+		idle, live uint64
+		want       bool
+	}{
+		{"after a burst of connections", 40 * mib, 20 * mib, true},
+		{"a little of a small heap", 7 * mib, 1 * mib, false},
+		{"a tenth of a million grants", 24 * mib, 240 * mib, false},
+		{"half of a million grants", 120 * mib, 240 * mib, true},
+	} {
+		if got := worthGivingBack(tt.idle, tt.live); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
