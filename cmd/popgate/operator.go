@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -67,7 +68,7 @@ func (o *operator) revoked(client netip.Addr) string {
 	return ""
 }
 
-func (o *operator) Grants() []relay.Grant { return o.ledger.Grants() }
+func (o *operator) Grants() iter.Seq[relay.Grant] { return o.ledger.Grants() }
 
 func (o *operator) Show(client netip.Addr) (relay.Grant, bool) {
 	client = relay.Canonical(client)

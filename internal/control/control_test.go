@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,7 +39,7 @@ func (c *calm) Ask(_ context.Context, q AskRequest) (AskAnswer, error) {
 	c.asked = q
 	return AskAnswer{Verdict: "pass", Reason: "grant", Client: q.Client, Rcpt: q.Rcpt, Recipient: "foreign"}, c.fail
 }
-func (c *calm) Grants() []relay.Grant { return c.grants }
+func (c *calm) Grants() iter.Seq[relay.Grant] { return slices.Values(c.grants) }
 func (c *calm) Show(a netip.Addr) (relay.Grant, bool) {
 	for _, g := range c.grants {
 		if g.Client == a {
@@ -272,6 +274,26 @@ func TestClientThatNeverReadsHoldsUpNobody(t *testing.T) {
 	n := 0
 	if err := NewClient(path).List(t.Context(), func(Grant) error { n++; return nil }); err != nil || n != len(many) {
 		t.Errorf("another client read %d grants, %v", n, err)
+	}
+}
+
+// More lists than that are not begun, and the one who asks hears why.
+func TestListsAtOnceAreBounded(t *testing.T) {
+	path := serve(t, &calm{grants: slices.Repeat([]relay.Grant{bob}, 20000)}, readers(-1))
+	for range maxLists {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "GET /list HTTP/1.0\r\n\r\n")
+		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil { // it has begun, and ends when its 7 MB are read
+			t.Fatal(err)
+		}
+	}
+	err := NewClient(path).List(t.Context(), func(Grant) error { return nil })
+	if err == nil || !strings.Contains(err.Error(), errLists.Error()) {
+		t.Errorf("one list more: %v, want %q", err, errLists)
 	}
 }
 

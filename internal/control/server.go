@@ -56,7 +56,7 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 }
 
 func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, within limits) error {
-	s := &server{daemon: d, access: a, limits: within, stopping: ctx}
+	s := &server{daemon: d, access: a, limits: within, stopping: ctx, lists: make(chan struct{}, maxLists)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /ask", s.read(s.ask))
 	mux.HandleFunc("GET /list", s.read(s.list))
@@ -142,7 +142,13 @@ type server struct {
 	access   Access
 	limits   limits
 	stopping context.Context // ends when the daemon stops; a request's own doesn't
+	lists    chan struct{}   // those being written
 }
+
+// maxLists bounds what lists of a full table take: 32 bytes a grant each.
+const maxLists = 4
+
+var errLists = fmt.Errorf("%d lists are being written already, wait until one is done", maxLists)
 
 func (s *server) mayWrite(p peer) bool {
 	return p.ok && (p.uid == 0 || int(p.uid) == os.Geteuid())
@@ -223,14 +229,23 @@ func (s *server) ask(w http.ResponseWriter, r *http.Request) {
 }
 
 // list streams one grant a line, so that a million of them are never one
-// answer in memory. A reader that stops reading is cut off after a while.
+// answer in memory. A reader that stops reading is cut off after a while, and
+// meanwhile holds their order.
 func (s *server) list(w http.ResponseWriter, r *http.Request) {
+	select {
+	case s.lists <- struct{}{}:
+		defer func() { <-s.lists }()
+	default:
+		fail(w, http.StatusServiceUnavailable, errLists)
+		return
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
 	buf := bufio.NewWriterSize(w, 32<<10)
 	enc := json.NewEncoder(buf)
-	for i, g := range s.daemon.Grants() {
-		if i%1024 == 0 {
+	i := 0
+	for g := range s.daemon.Grants() {
+		if i++; i%1024 == 1 {
 			out.SetWriteDeadline(time.Now().Add(writeTimeout))
 			if r.Context().Err() != nil {
 				return

@@ -6,6 +6,7 @@ package control
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 	"time"
 
@@ -147,7 +148,7 @@ type Status struct {
 // they are.
 type Daemon interface {
 	Ask(context.Context, AskRequest) (AskAnswer, error)
-	Grants() []relay.Grant
+	Grants() iter.Seq[relay.Grant]
 	Show(netip.Addr) (relay.Grant, bool)
 	Grant(context.Context, GrantRequest) (relay.Grant, error)
 	Revoke(context.Context, RevokeRequest) ([]relay.Grant, error)
