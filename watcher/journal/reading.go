@@ -106,7 +106,6 @@ func (r *reading) failed(err error) {
 	if !certain && r.now().Add(r.pause).Sub(r.failing) < prompt {
 		return
 	}
-	err = fmt.Errorf("source %s: %w", r.Name(), err)
 	if text := err.Error(); text != r.trouble {
 		r.trouble = text
 		r.emit(watcher.Record{Kind: watcher.Down, Err: err})
