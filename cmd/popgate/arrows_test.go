@@ -22,6 +22,7 @@ var arrows = map[string][]string{
 	"popgate/internal/logging": {"popgate/internal/gate"},
 	"popgate/internal/metrics": {"popgate/internal/listen", "popgate/internal/relay", "github.com/prometheus/client_golang/prometheus", "github.com/prometheus/client_golang/prometheus/collectors", "github.com/prometheus/client_golang/prometheus/promhttp"},
 	"popgate/internal/listen":  {"popgate/internal/relay"},
+	"popgate/internal/probe":   {},
 	"popgate/internal/policy":  {"popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/cache":            {"popgate/internal/relay", "github.com/patrickmn/go-cache"},
 	"popgate/internal/wiring":  {"github.com/emersion/go-milter"},

@@ -127,7 +127,7 @@ func newRoot(e *env) *cobra.Command {
 	f.BoolVar(&g.json, "json", false, "print JSON")
 	root.AddCommand(
 		newServe(e, g), newCheck(e, g), newTestLog(e, g), newAsk(e, g), newList(e, g), newShow(e, g),
-		newGrant(e, g), newLogin(g), newRevoke(e, g), newStatus(e, g), newReload(e, g), newWatch(e, g), newDemo(e), newSetup(e, g), newMan(e), newVersion(e, g),
+		newGrant(e, g), newLogin(g), newRevoke(e, g), newStatus(e, g), newReload(e, g), newWatch(e, g), newDemo(e), newSetup(e, g), newProbe(e, g), newMan(e), newVersion(e, g),
 	)
 	asUsage := func(err error) error {
 		if err == nil {

@@ -1,36 +1,23 @@
 package e2e
 
 import (
-	"strings"
 	"testing"
 
 	"popgate/internal/lab"
+	"popgate/internal/probe"
 )
 
-// relayShapes are recipients that some MTA routes by their local part, or that
-// name two domains. L is local.test, R is remote.test, V is virtual.test. Each
-// is the whole argument of RCPT TO.
-var relayShapes = []string{
-	`<x@R>`, `<x@R.>`, `<x@R >`, `< x@R>`, `x@R`, `<X@r>`, `<(c)x@R>`, `<x(c)@R>`, `"Alice alice@L" <x@R>`,
-	`<x%R@L>`, `<x%R>`, `<x%R%L@L>`, `<"x%R"@L>`, `<"x%R">`, `<x%R%L>`, `<x%R@>`, `<x%R@[127.0.0.1]>`, `<x%R@localhost>`, `<x%R@mx1.L>`,
-	`<"x@R"@L>`, `"x@R"@L`, `<"x@R">`, `<x@R@L>`, `<x@R@>`, `<x@R@localhost>`, `<x\@R@L>`, "<x@R\t@L>", `<x@R @L>`, `<"x@R"@[127.0.0.1]>`,
-	`<@L:x@R>`, `<@L:"x@R"@L>`, `<@L:x%R@L>`, `<@R:x@R>`, `<@L,@R:x@R>`, `<@L:@R:x>`, `<@R:alice@L>`, `<@R:x>`,
-	`<R!x>`, `<R!x@L>`, `<"R!x"@L>`, `<L!R!x>`, `<L!x%R>`, `<R!x%L@L>`, `<L!"x@R">`, `<R!x@localhost>`,
-	`<x@R>,<alice@L>`, `<alice@L>,<x@R>`, `<x@R;alice@L>`, `<alice@L;x@R>`, `<x@R,alice@L>`, `<x@R|alice@L>`,
-	`<x=R@L>`, `<x/R@L>`, `<x@[R]>`, `<x@R@L@R>`, `<x+@R>`, `<x@R:25>`, `<x@R#L>`, `<x@R/L>`,
-	`<alice@L@R>`, `<"alice@L"@R>`, `<alice%L@R>`, `<x@L.R>`, `<x@xL.R>`,
-	`<x%R@V>`, `<"x@R"@V>`, `<x@R@V>`, `<R!x@V>`, `<alice%R@V>`, `<"x%R"@V>`, `<@V:x@R>`, `<V!R!x>`,
-}
+// relayShapes are those that `popgate probe` tries.
+var relayShapes = probe.Shapes
 
 // tryShapes sends a message to every shape, each over a connection of its own,
 // and says how many recipients were taken.
 func tryShapes(t *testing.T, s *site, from string, shapes []string, subject string) (taken int) {
 	t.Helper()
-	domains := strings.NewReplacer("L", "local.test", "R", "remote.test", "V", "virtual.test", "r>", "REMOTE.test>")
 	for _, shape := range shapes {
 		c := s.SMTP(t, from)
 		c.Must(2, "MAIL FROM:<sender@client.test>")
-		if r := c.Cmd("RCPT TO:" + domains.Replace(shape)); r.Is(2) {
+		if r := c.Cmd("RCPT TO:" + probe.Spell(shape, "local.test", "remote.test", "virtual.test")); r.Is(2) {
 			taken++
 			c.Must(354, "DATA")
 			c.Body(subject + " " + shape)
