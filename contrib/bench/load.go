@@ -33,19 +33,22 @@ func plus(a netip.Addr, n int) netip.Addr {
 	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
 }
 
-// load is what the MTA asks in one turn: sessions of 20 messages with 10
-// recipients each, half of the clients with a grant, a fifth of the recipients
-// local.
+// load is what the MTA asks in one turn: half of the clients with a grant, a
+// fifth of the recipients local.
 type load struct {
 	connections int
 	rcpts       int // in all
 	grants      int // clients to choose from
 	seed        uint64
+	session     session
 }
 
-const (
-	messages   = 20
-	recipients = 10
+// session is one connection's.
+type session struct{ messages, recipients int }
+
+var (
+	longSessions  = session{20, 10}
+	shortSessions = session{1, 1}
 )
 
 // answers is what came of it.
@@ -69,7 +72,7 @@ func (l load) run(socket string) (answers, error) {
 		group.Go(func() {
 			rng := rand.New(rand.NewPCG(l.seed, uint64(i)))
 			for errs[i] == nil && len(each[i].each) < l.rcpts/l.connections {
-				errs[i] = l.session(socket, rng, &each[i])
+				errs[i] = l.hold(socket, rng, &each[i])
 			}
 		})
 	}
@@ -88,8 +91,8 @@ func (l load) run(socket string) (answers, error) {
 	return all, nil
 }
 
-// session is one client's.
-func (l load) session(socket string, rng *rand.Rand, a *answers) error {
+// hold has one session, of one client.
+func (l load) hold(socket string, rng *rand.Rand, a *answers) error {
 	m, err := dial(socket)
 	if err != nil {
 		return err
@@ -102,11 +105,11 @@ func (l load) session(socket string, rng *rand.Rand, a *answers) error {
 	if err := m.begin(client); err != nil {
 		return err
 	}
-	for range messages {
+	for range l.session.messages {
 		if err := m.mail(); err != nil {
 			return err
 		}
-		for range recipients {
+		for range l.session.recipients {
 			if len(a.each) == cap(a.each) {
 				return m.close()
 			}

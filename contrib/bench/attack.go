@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// attack is one that somebody makes while clients with a grant are served.
+type attack struct {
+	what   string
+	during time.Duration
+	// make begins the attack and gives back what ends it.
+	make func(*bench, *daemon, string) (func() error, error)
+}
+
+var attacks = []attack{
+	{"nobody attacks", 4 * time.Second, func(*bench, *daemon, string) (func() error, error) { return func() error { return nil }, nil }},
+	{"5,000 peers that connect and say nothing", 4 * time.Second, silentPeers},
+	{"128 connections of strangers that ask without a pause", 4 * time.Second, refusedFlood},
+	{"16 readers that ask for every grant and read none", 4 * time.Second, silentReaders},
+	{"a log line of 1 GB", 4 * time.Second, longLine},
+	{"a million logins of one user, each from another /64", 10 * time.Second, func(_ *bench, _ *daemon, dir string) (func() error, error) {
+		return manyLogins(dir, func(int) string { return "mallory" })
+	}},
+	{"a million logins of as many users, each from another /64", 15 * time.Second, func(_ *bench, _ *daemon, dir string) (func() error, error) {
+		return manyLogins(dir, func(n int) string { return fmt.Sprintf("mallory%07d", n) })
+	}},
+}
+
+// attack measures what clients with a grant notice of attacks, and what memory
+// these take. The bound that the configuration names is that of max_grants.
+func (b *bench) attack() (err error) {
+	dir, err := b.withGrants()
+	if err != nil {
+		return err
+	}
+	d, err := b.serve(dir, 500*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	if err := d.holding(b.grants); err != nil {
+		return err
+	}
+	bound := float64(256<<20+(b.grants+1<<20)<<10) / 1e6
+	for _, a := range attacks {
+		end, err := a.make(b, d, dir)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a.what, err)
+		}
+		each, peak, err := b.served(d, a.during)
+		if err = errors.Join(err, end()); err != nil {
+			return fmt.Errorf("%s: %w", a.what, err)
+		}
+		b.report.add("RCPT p99 of clients with a grant: "+a.what, atMost(50, 0), "%.1f ms", percentile(each, 99)/1e3,
+			"%d recipients on 4 connections, p50 %.2f ms, longest %.0f ms; resident %.0f MB at most, bound %.0f MB",
+			len(each), percentile(each, 50)/1e3, percentile(each, 100)/1e3, peak/1e6, bound)
+		if peak/1e6 > bound {
+			return fmt.Errorf("%s: %.0f MB resident, bound %.0f MB", a.what, peak/1e6, bound)
+		}
+	}
+	return nil
+}
+
+// served has clients with a grant ask for some time, and gives how long each
+// answer took and how much memory the daemon had at most.
+func (b *bench) served(d *daemon, during time.Duration) (each []time.Duration, peak float64, err error) {
+	var group sync.WaitGroup
+	var stop atomic.Bool
+	results, errs := make([][]time.Duration, 4), make([]error, 4)
+	for i := range results {
+		group.Go(func() {
+			for n := i; errs[i] == nil && !stop.Load(); n += len(results) {
+				results[i], errs[i] = b.asks(d, granted(n%b.grants), results[i])
+			}
+		})
+	}
+	for began := time.Now(); time.Since(began) < during; time.Sleep(20 * time.Millisecond) {
+		now, memoryErr := d.memory()
+		peak, err = max(peak, now), errors.Join(err, memoryErr)
+	}
+	stop.Store(true)
+	group.Wait()
+	each = slices.Sorted(func(yield func(time.Duration) bool) {
+		for _, r := range results {
+			for _, took := range r {
+				yield(took)
+			}
+		}
+	})
+	return each, peak, errors.Join(append(errs, err)...)
+}
+
+// asks is one session of a client with a grant, at an MTA's pace.
+func (b *bench) asks(d *daemon, client netip.Addr, each []time.Duration) ([]time.Duration, error) {
+	m, err := dial(d.socket)
+	if err != nil {
+		return each, err
+	}
+	if err := errors.Join(m.begin(client), m.mail()); err != nil {
+		return each, errors.Join(err, m.conn.Close())
+	}
+	for range recipients {
+		began := time.Now()
+		passed, _, err := m.rcpt("customer", "remote.test", "smtp")
+		each = append(each, time.Since(began))
+		if err == nil && !passed {
+			err = fmt.Errorf("%v has a grant and was answered with %q", client, m.answer)
+		}
+		if err != nil {
+			return each, errors.Join(err, m.conn.Close())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return each, m.close()
+}
+
+// recipients of a session that is no load.
+const recipients = 10
+
+// silentPeers connect and say nothing.
+func silentPeers(b *bench, d *daemon, _ string) (func() error, error) {
+	var conns []net.Conn
+	end := func() (err error) {
+		for _, c := range conns {
+			err = errors.Join(err, c.Close())
+		}
+		return err
+	}
+	for range b.idle {
+		c, err := net.Dial("unix", d.socket)
+		if err != nil {
+			return nil, errors.Join(err, end())
+		}
+		conns = append(conns, c)
+	}
+	return end, nil
+}
+
+// refusedFlood has strangers ask for foreign recipients, each a new client, so
+// that as many as may wait for a login wait.
+func refusedFlood(b *bench, d *daemon, _ string) (func() error, error) {
+	var group sync.WaitGroup
+	var stop atomic.Bool
+	errs := make([]error, 128)
+	for i := range errs {
+		group.Go(func() {
+			for n := i; errs[i] == nil && !stop.Load(); n += len(errs) {
+				m, err := dial(d.socket)
+				if err == nil {
+					err = errors.Join(m.begin(plus(strangerNet, n%strangers)), m.mail())
+				}
+				for range recipients {
+					if err == nil {
+						var passed bool
+						if passed, _, err = m.rcpt("customer", "remote.test", "smtp"); passed {
+							err = errors.New("a stranger may relay")
+						}
+					}
+				}
+				if m != nil {
+					err = errors.Join(err, m.close())
+				}
+				errs[i] = err
+			}
+		})
+	}
+	return func() error { stop.Store(true); group.Wait(); return errors.Join(errs...) }, nil
+}
+
+// silentReaders ask on the control socket for everything and read nothing.
+func silentReaders(_ *bench, d *daemon, _ string) (func() error, error) {
+	var conns []net.Conn
+	end := func() (err error) {
+		for _, c := range conns {
+			err = errors.Join(err, c.Close())
+		}
+		return err
+	}
+	for range 16 {
+		c, err := net.Dial("unix", strings.TrimPrefix(d.control, "unix:"))
+		if err == nil {
+			conns = append(conns, c)
+			_, err = io.WriteString(c, "GET /list HTTP/1.0\r\n\r\n")
+		}
+		if err != nil {
+			return nil, errors.Join(err, end())
+		}
+	}
+	return end, nil
+}
+
+// appending runs write on the end of the daemon's log.
+func appending(dir string, write func(*bufio.Writer)) (func() error, error) {
+	f, err := os.OpenFile(dir+"/mail.log", os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan error, 1)
+	go func() {
+		w := bufio.NewWriterSize(f, 1<<18)
+		write(w) // Flush tells
+		done <- errors.Join(w.Flush(), f.Close())
+	}()
+	return func() error { return <-done }, nil
+}
+
+// longLine is written with no end until it has 1 GB.
+func longLine(_ *bench, _ *daemon, dir string) (func() error, error) {
+	return appending(dir, func(w *bufio.Writer) {
+		some := strings.Repeat("imap-login: Login: user=<mallory>, ", 1<<15)
+		for written := 0; written < 1<<30; written += len(some) {
+			_, _ = w.WriteString(some)
+		}
+		_ = w.WriteByte('\n')
+	})
+}
+
+// manyLogins are a million, each from another /64. user tells whose from a number.
+func manyLogins(dir string, user func(int) string) (func() error, error) {
+	return appending(dir, func(w *bufio.Writer) {
+		at := time.Now().Format("2006-01-02T15:04:05.000000Z07:00")
+		for n := range 1_000_000 {
+			fmt.Fprintf(w, "%s mx dovecot: imap-login: Login: user=<%s>, method=PLAIN, rip=2001:db8:%x:%x::1, lip=192.0.2.25, "+
+				"mpid=%d, TLS, session=<m%015d>\n", at, user(n), n>>16, n&0xffff, 1000+n%60_000, n)
+		}
+	})
+}
