@@ -77,6 +77,8 @@ func TestWhyTheJournalCantBeRead(t *testing.T) {
 		}{
 			{"no journalctl", func() { journalctlPath = "/nowhere/journalctl" }, []string{"/nowhere/journalctl: not there", "install systemd"},
 				func() { s.stop(); journalctlPath = "/usr/bin/journalctl"; s.start() }},
+			{"a journalctl that may not be run", func() { journalctlPath = "/etc/hosts" }, []string{"/etc/hosts: popgate's user may not run it", "mode should be 0755"},
+				func() { s.stop(); journalctlPath = "/usr/bin/journalctl"; s.start() }},
 			{"a journalctl that fails", func() { s.instead("echo words of its own >&2; exit 3\n") }, []string{"exit status 3: words of its own"},
 				s.mended},
 			{"a journalctl that dies while it follows", func() { s.instead(`case "$*" in *--follow*) kill -9 $$;; esac; exec $real "$@"` + "\n") }, []string{"signal: killed"},

@@ -83,6 +83,9 @@ func startChild(args []string) (*child, error) {
 		if errors.Is(err, os.ErrNotExist) {
 			err = errNoJournalctl
 		}
+		if errors.Is(err, os.ErrPermission) {
+			err = errors.New("popgate's user may not run it; its mode should be 0755, and the service's sandbox must not forbid it")
+		}
 		return nil, fmt.Errorf("%s: %w", journalctlPath, err)
 	}
 	c.kill = func() { cmd.Process.Kill() }
