@@ -53,7 +53,9 @@ func (k *checker) silent(what string, last time.Time) {
 // stamps compares the stamp of a log's last line with the time at which it was
 // written.
 func (k *checker) stamps(what string, s *config.Source, written time.Time) {
-	stamp, zoned, ok := lastStamp(s, k.e.now().Wall)
+	// As if it were tomorrow: a stamp without a zone is never read as later
+	// than that, and ahead is what this looks for.
+	stamp, zoned, ok := lastStamp(s, k.e.now().Wall.Add(36*time.Hour))
 	if !ok {
 		return
 	}
@@ -69,8 +71,8 @@ func (k *checker) stamps(what string, s *config.Source, written time.Time) {
 		brief(apart.Abs().Round(time.Second)), map[bool]string{true: "ahead of", false: "behind"}[apart > 0], map[bool]string{true: "future", false: "stale"}[apart > 0], remedy))
 }
 
-// lastStamp gives the stamp of a log's last line.
-func lastStamp(s *config.Source, now time.Time) (stamp time.Time, zoned, ok bool) {
+// lastStamp gives the stamp of a log's last line, read as of then.
+func lastStamp(s *config.Source, then time.Time) (stamp time.Time, zoned, ok bool) {
 	f, err := os.Open(s.Path)
 	if err != nil {
 		return time.Time{}, false, false
@@ -87,7 +89,7 @@ func lastStamp(s *config.Source, now time.Time) (stamp time.Time, zoned, ok bool
 	var m format.Message
 	for line, err := range watcher.Lines(f) {
 		if err == nil && format.Split(line, &m) {
-			stamp, zoned, ok = m.Stamp.Time(now, loc)
+			stamp, zoned, ok = m.Stamp.Time(then, loc)
 		}
 	}
 	return stamp, zoned, ok

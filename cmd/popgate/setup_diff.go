@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -11,7 +12,7 @@ func difference(path, old, now string) string {
 	if old == now {
 		return ""
 	}
-	a, b := strings.SplitAfter(old, "\n"), strings.SplitAfter(now, "\n")
+	a, b := slices.Collect(strings.Lines(old)), slices.Collect(strings.Lines(now))
 	// How many lines the rest of one text and of the other have in common, by
 	// where the rests begin.
 	common := make([][]int, len(a)+1)
@@ -55,7 +56,7 @@ func difference(path, old, now string) string {
 		for m := max(0, n-around); m <= min(len(lines)-1, n+around); m++ {
 			near = near || lines[m].mark != ' '
 		}
-		if !near || l.text == "" {
+		if !near {
 			continue
 		}
 		if shown >= 0 && n > shown+1 {

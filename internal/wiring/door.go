@@ -15,15 +15,15 @@ const (
 
 // Door is a place where an MTA asks popgate.
 type Door struct {
-	Kind    string // milter, policy, socketmap
-	MTA     string
-	Version string
-	Spec    string // the address as the MTA's configuration has it
-	Network string // unix, tcp
-	Address string // as this host sees it: of a unix socket, with the chroot in front
-	Root    string // the MTA's process lives in this chroot; empty: in none
-	User    string // whom the MTA's process runs as
-	Map     string // of a socket map: its name
+	Kind    string `json:"kind"` // milter, policy, socketmap
+	MTA     string `json:"mta"`
+	Version string `json:"version,omitempty"`
+	Spec    string `json:"spec"`           // the address as the MTA's configuration has it
+	Network string `json:"network"`        // unix, tcp
+	Address string `json:"address"`        // as this host sees it: of a unix socket, with the chroot in front
+	Root    string `json:"root,omitempty"` // the MTA's process lives in this chroot; empty: in none
+	User    string `json:"user"`           // whom the MTA's process runs as
+	Map     string `json:"map,omitempty"`  // of a socket map: its name
 }
 
 // Ours tells whether an address of the MTA's is popgate's. Network and address

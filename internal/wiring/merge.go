@@ -11,13 +11,16 @@ import (
 )
 
 // Setting is a line of main.cf.
-type Setting struct{ Name, Value string }
+type Setting struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
 
 // Plan is what makes Postfix ask popgate at one door.
 type Plan struct {
-	Settings []Setting
-	Notes    []string // what the admin should know
-	Door     Door     // where popgate must listen
+	Settings []Setting `json:"settings"`
+	Notes    []string  `json:"notes,omitempty"` // what the admin should know
+	Door     Door      `json:"door"`            // where popgate must listen
 }
 
 // Listener is an address that popgate's configuration names.
