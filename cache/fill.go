@@ -25,22 +25,31 @@ func (s *Store) Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Gr
 		packed string
 		shard  int32
 	}
-	var all []waiting
+	const chunk = 1 << 14 // one slice of all would be copied again and again
+	var all [][]waiting
+	total := 0
 	ends := make([]int, shards) // of each shard's part of sorted
 	for g := range grants {
 		k := g.Key()
 		i := s.shardOf(&k)
-		all = append(all, waiting{s.pack(&k, &g), int32(i)})
+		if total%chunk == 0 {
+			all = append(all, make([]waiting, 0, chunk))
+		}
+		last := &all[len(all)-1]
+		*last = append(*last, waiting{s.pack(&k, &g), int32(i)})
+		total++
 		ends[i]++
 	}
 	sum := 0
 	for i, n := range ends {
 		ends[i], sum = sum, sum+n
 	}
-	sorted := make([]string, len(all))
-	for _, w := range all {
-		sorted[ends[w.shard]] = w.packed
-		ends[w.shard]++
+	sorted := make([]string, total)
+	for _, some := range all {
+		for _, w := range some {
+			sorted[ends[w.shard]] = w.packed
+			ends[w.shard]++
+		}
 	}
 	all = nil
 	var next atomic.Int64
