@@ -215,10 +215,13 @@ func (k *checker) sources(ctx context.Context, cfg *config.Config) {
 		k.stamps(what, &s, info.ModTime())
 		k.formatFits(what, &s, cfg.Formats)
 		if !ownFile(s.Path) {
-			k.warn(what, "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users")
+			k.warn(what, forgeable)
 		}
 	}
 }
+
+// forgeable is what a file that syslog writes is, and what would be right.
+const forgeable = "a log file written through syslog can be forged by every local user of this host; let the server write a file of its own (Dovecot: log_path), or trust your local users"
 
 // push tries what the source will do, as far as a running daemon allows.
 func (k *checker) push(what string, s *config.Source, stateDir string) {
@@ -247,11 +250,14 @@ func daemonUser(stateDir string) uint32 {
 // ownFile says whether the last lines of a log are of a file that the server
 // writes itself, past syslog.
 func ownFile(path string) bool {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would wait for a writer
 	if err != nil {
 		return false
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return false
+	}
 	const tail = 8 << 10
 	if info, err := f.Stat(); err == nil && info.Size() > tail {
 		f.Seek(-tail, io.SeekEnd)

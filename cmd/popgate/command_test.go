@@ -508,3 +508,13 @@ func TestTestLogCountsAndExits(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheLogSaysOnceThatALocalUserCanForgeASyslogFile(t *testing.T) {
+	s := newSite(t)
+	s.start()
+	s.must("reload")
+	s.end()
+	if n := strings.Count(s.log.String(), "can be forged by every local user"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, s.log.String())
+	}
+}

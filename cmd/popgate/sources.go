@@ -191,6 +191,9 @@ func (s *sources) launch(r *runningSource) {
 	s.place.Lock()
 	from := s.positions[name]
 	s.place.Unlock()
+	if c := r.plan.config; c.Kind == config.KindFile && !ownFile(c.Path) {
+		s.d.log.Warn(forgeable, "source", name)
+	}
 	report, asked := s.doubting(ctx, r.plan, s.report(name))
 	options := watcher.Options{
 		Format: r.plan.config.Format, Parser: r.plan.parser, NewParser: r.plan.fresh, TimeZone: r.plan.config.Location,
