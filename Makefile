@@ -63,6 +63,7 @@ soak:
 	POPGATE_SOAK=$(SOAK) POPGATE_CONVERSATIONS=1000000 $(GO) test -timeout 0 -count 1 -v -run 'Storm|Mutated|Kill|Crash' ./watcher/... ./milter ./internal/state
 	$(GO) test -timeout 0 -count 200 -run 'Sequence|Changes|Restore' ./internal/ledger
 	POPGATE_KILLS=1000 $(GO) test -timeout 0 -count 1 -v -run KillSoak ./internal/e2e
+	POPGATE_SOAK=$(SOAK) $(GO) test -timeout 0 -count 1 -v -run SetupWires ./internal/e2e
 	for r in bookworm trixie; do POPGATE_SOAK=$(SOAK) POPGATE_LAB_RELEASE=$$r $(GO) test -timeout 0 -count 1 -v -run Package ./internal/e2e || exit 1; done
 
 install: build

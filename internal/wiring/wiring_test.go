@@ -143,3 +143,32 @@ func TestADoorsAnswerIsReadAsTheMTAReadsIt(t *testing.T) {
 		l.Close()
 	}
 }
+
+func TestPopgateStandsInASitesOwnListWhereItHasToStand(t *testing.T) {
+	policy := []string{"permit_mynetworks", "permit_sasl_authenticated", "permit_auth_destination", "check_policy_service", "{ unix:popgate/policy.sock, timeout=10s }", "reject_unauth_destination"}
+	milter := []string{"permit_mynetworks", "permit_sasl_authenticated", "${popgate?{x}}", "reject_unauth_destination"}
+	const asks = "permit_auth_destination, check_policy_service { unix:popgate/policy.sock, timeout=10s }"
+	for name, tt := range map[string]struct {
+		words      []string
+		list, want string // want empty: an error
+	}{
+		"Debian's own":                     {policy, "permit_mynetworks permit_sasl_authenticated defer_unauth_destination", "permit_mynetworks, permit_sasl_authenticated, " + asks + ", defer_unauth_destination"},
+		"twice is once":                    {policy, "permit_mynetworks, " + asks + ", reject_unauth_destination", "permit_mynetworks, " + asks + ", reject_unauth_destination"},
+		"an older form is replaced":        {policy, "permit_mynetworks, check_policy_service unix:/popgate/policy.sock, reject", "permit_mynetworks, " + asks + ", reject"},
+		"the socket map is replaced":       {policy, "check_client_access socketmap:unix:popgate/s.sock:postfix, reject", asks + ", reject"},
+		"the milter's rule is replaced":    {policy, "permit_mynetworks, ${popgate?{${{a} == {b} ? {c d}}}} reject", "permit_mynetworks, " + asks + ", reject"},
+		"the milter in the policy's place": {milter, asks + ", reject_unauth_destination", "permit_auth_destination, ${popgate?{x}}, reject_unauth_destination"},
+		"another's policy service stays":   {policy, "check_policy_service unix:private/greylist, reject", "check_policy_service unix:private/greylist, " + asks + ", reject"},
+		"tables stay with what asks them":  {policy, "check_client_access hash:/a, reject_unauth_destination, check_sender_access hash:/b", "check_client_access hash:/a, " + asks + ", reject_unauth_destination, check_sender_access hash:/b"},
+		"a warning is no refusal":          {policy, "warn_if_reject reject_unauth_destination, reject", "warn_if_reject reject_unauth_destination, " + asks + ", reject"},
+		"own mail passes already":          {policy, "permit_auth_destination, reject", "permit_auth_destination, check_policy_service { unix:popgate/policy.sock, timeout=10s }, reject"},
+		"nothing refuses":                  {policy, "permit_mynetworks", ""},
+		"open in front of what refuses":    {policy, "permit, reject_unauth_destination", ""},
+		"made of variables":                {policy, "$mine", ""},
+	} {
+		got, err := merge(testJudge(), tt.list, tt.words)
+		if got != tt.want || (err != nil) != (tt.want == "") {
+			t.Errorf("%s: %q becomes\n%q, %v, want\n%q", name, tt.list, got, err, tt.want)
+		}
+	}
+}
