@@ -145,7 +145,7 @@ type server struct {
 	lists    chan struct{}   // those being written
 }
 
-// maxLists bounds what lists of a full table take: 32 bytes a grant each.
+// maxLists bounds what lists of a full table take: 24 bytes a grant each.
 const maxLists = 4
 
 var errLists = fmt.Errorf("%d lists are being written already, wait until one is done", maxLists)
