@@ -28,6 +28,7 @@ var attacks = []attack{
 	{"5,000 peers that connect and say nothing", 4 * time.Second, silentPeers},
 	{"128 connections of strangers that ask without a pause", 4 * time.Second, refusedFlood},
 	{"16 readers that ask for every grant and read none", 4 * time.Second, silentReaders},
+	{"the reader of the daemon's log has stopped, while strangers ask without a pause", 4 * time.Second, stoppedReader},
 	{"a log line of 1 GB", 4 * time.Second, longLine},
 	{"a million logins of one user, each from another /64", 10 * time.Second, func(_ *bench, _ *daemon, dir string) (func() error, error) {
 		return manyLogins(dir, func(int) string { return "mallory" })
@@ -198,6 +199,16 @@ func silentReaders(_ *bench, d *daemon, _ string) (func() error, error) {
 		}
 	}
 	return end, nil
+}
+
+// stoppedReader leaves the daemon's log unread, and has it much to tell.
+func stoppedReader(b *bench, d *daemon, dir string) (func() error, error) {
+	end, err := refusedFlood(b, d, dir)
+	if err != nil {
+		return nil, err
+	}
+	d.log.reading.Lock()
+	return func() error { d.log.reading.Unlock(); return end() }, nil
 }
 
 // appending runs write on the end of the daemon's log.

@@ -81,6 +81,8 @@ type logReader struct {
 	dropped atomic.Int64 // lines that it was too slow for
 	rounds  atomic.Int64 // of the collector, with GODEBUG=gctrace=1
 
+	reading sync.Mutex // whoever holds it keeps the log from being read
+
 	mu   sync.Mutex
 	last string // before the daemon was ready
 }
@@ -89,7 +91,9 @@ func (l *logReader) read(from io.ReadCloser) {
 	defer from.Close()
 	in := bufio.NewReaderSize(from, 1<<18)
 	for ready := false; ; {
+		l.reading.Lock()
 		line, err := in.ReadSlice('\n')
+		l.reading.Unlock()
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return
 		}
