@@ -50,14 +50,21 @@ func (k *checker) fail(what, text string) {
 }
 
 func newCheck(e *env, g *global) *cobra.Command {
-	live := false
+	live, onlySources := false, false
 	cmd := &cobra.Command{
 		Use:   "check [--live]",
 		Short: "Check the configuration, the sources, the domains and the MTA's wiring, and name the remedies",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if onlySources {
+				return checkSources(c.Context(), e, g)
+			}
 			return check(c.Context(), e, g, live)
 		},
+	}
+	cmd.Flags().BoolVar(&onlySources, onlySourcesFlag, false, "")
+	if err := cmd.Flags().MarkHidden(onlySourcesFlag); err != nil {
+		panic(err) // the flag of the line before
 	}
 	cmd.Flags().BoolVar(&live, "live", false, "ask the running daemon too, and put test questions through the doors")
 	return cmd
@@ -76,7 +83,7 @@ func check(ctx context.Context, e *env, g *global, live bool) error {
 	k.times(cfg)
 	k.clock()
 	k.listeners(cfg)
-	k.sources(ctx, cfg)
+	k.sourcesAsDaemon(ctx, cfg, g)
 	site := k.domains(ctx, cfg)
 	k.stateDir(cfg)
 	w := k.wiring(ctx, cfg, mtaFiles{postfix: "/etc/postfix/main.cf", sendmail: "/etc/mail/sendmail.cf"}, wiring.Exec)
@@ -331,7 +338,7 @@ func (k *checker) stateDir(cfg *config.Config) {
 			owner = u.Username
 		}
 		if os.Geteuid() == 0 {
-			k.warn(what, fmt.Sprintf("belongs to %[1]s: well if serve runs as that user, else chown it; whether %[1]s may read what root may, `sudo -u %[1]s popgate check` and `popgate check --live` tell", owner))
+			k.warn(what, fmt.Sprintf("belongs to %s: well if serve runs as that user, else chown it", owner))
 		} else {
 			k.fail(what, fmt.Sprintf("belongs to %[1]s, and this is user id %[2]d: run check as %[1]s if serve runs as that user, else chown it", owner, os.Geteuid()))
 		}

@@ -348,3 +348,17 @@ func TestCheckFindsSendmailsClosedDoorsWell(t *testing.T) {
 		s.well(t, labFaults, "--live")
 	})
 }
+
+// Root may read what popgate may not.
+func TestCheckAsRootSeesTheLogAsPopgateSeesIt(t *testing.T) {
+	on(t, "postfix", setup{}, func(t *testing.T, s *site) {
+		if err := os.Chmod(lab.DovecotLog, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.finds(t, found{"FAIL", "source file:" + lab.DovecotLog, "permission denied"})
+		if err := os.Chmod(lab.DovecotLog, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s.finds(t, found{"ok", "source file:" + lab.DovecotLog, "bytes"})
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -170,9 +171,13 @@ func accounts() error {
 		id   int
 	}{{"postfix", uidPostfix}, {"dovecot", uidDovecot}, {"dovenull", uidDovenull}, {"vmail", uidVmail}, {"popgate", uidPopgate}, {"Debian-exim", uidExim}} {
 		fmt.Fprintf(&passwd, "%s:x:%d:%d::/nonexistent:/usr/sbin/nologin\n", a.name, a.id, a.id)
-		fmt.Fprintf(&group, "%s:x:%d:\n", a.name, a.id)
+		members := ""
+		if slices.Contains(popgateUser.Groups, uint32(a.id)) {
+			members = "popgate"
+		}
+		fmt.Fprintf(&group, "%s:x:%d:%s\n", a.name, a.id, members)
 	}
-	fmt.Fprintf(&group, "postdrop:x:%d:\nsystemd-journal:x:%d:\n", gidPostdrop, gidJournal)
+	fmt.Fprintf(&group, "postdrop:x:%d:\nsystemd-journal:x:%d:popgate\nadm:x:%d:popgate\n", gidPostdrop, gidJournal, gidAdm)
 	// First come, first found: a system Postfix's own lines don't matter.
 	return errors.Join(prepend("/etc/passwd", passwd.String()), prepend("/etc/group", group.String()),
 		os.WriteFile("/etc/nsswitch.conf", []byte("passwd: files\ngroup: files\nhosts: files\nservices: files\nprotocols: files\naliases: files\n"), 0o644),
