@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"popgate/internal/postconf"
 	"popgate/internal/relay"
 )
 
@@ -198,7 +199,7 @@ func (d *danger) parameter(name, where, value string) {
 		d.transport(where, value, "", true)
 		return
 	}
-	for _, spec := range splitList(value) {
+	for _, spec := range postconf.Split(value) {
 		d.table(name, where, strings.TrimPrefix(spec, "proxy:"))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"popgate/internal/postconf"
 	"popgate/internal/relay"
 )
 
@@ -122,7 +123,7 @@ func FuzzSplitList(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		rest := s
-		for _, p := range splitList(s) {
+		for _, p := range postconf.Split(s) {
 			before, after, found := strings.Cut(rest, p)
 			if !found || p == "" || strings.Trim(before, ", \t\r\n") != "" {
 				t.Fatalf("%q of %q: %q stands before it", p, s, before)

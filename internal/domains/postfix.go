@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"popgate/internal/postconf"
 	"popgate/internal/relay"
 )
 
@@ -57,7 +58,7 @@ func (s *Set) gatherPostfix(g *gathering) {
 	if dir := values["config_directory"]; dir != "" {
 		s.leaves["postconf"].files = []string{filepath.Join(dir, "main.cf")}
 	}
-	parents := slices.Contains(splitList(values["parent_domain_matches_subdomains"]), "relay_domains")
+	parents := slices.Contains(postconf.Split(values["parent_domain_matches_subdomains"]), "relay_domains")
 	for _, name := range postfixLists {
 		w := &walk{s: s, g: g, list: name}
 		if name == "relay_domains" {
@@ -104,37 +105,11 @@ func (b *barred) below(ascii string) bool {
 	return false
 }
 
-// splitList takes a list apart as Postfix does: commas and blanks part its
-// patterns, except inside braces.
-func splitList(value string) []string {
-	var out []string
-	depth, start := 0, -1
-	for i, c := range value + " " {
-		switch {
-		case c == '{':
-			depth++
-		case c == '}' && depth > 0:
-			depth--
-		}
-		if i < len(value) && (depth > 0 || !strings.ContainsRune(", \t\r\n", c)) {
-			if start < 0 {
-				start = i
-			}
-			continue
-		}
-		if start >= 0 {
-			out = append(out, value[start:i])
-			start = -1
-		}
-	}
-	return out
-}
-
 // maxDepth bounds lists that name lists.
 const maxDepth = 5
 
 func (w *walk) patterns(value string, depth int) {
-	for _, p := range splitList(value) {
+	for _, p := range postconf.Split(value) {
 		bare := strings.TrimLeft(p, "!")
 		negated := (len(p)-len(bare))%2 == 1
 		switch {

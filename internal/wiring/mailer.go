@@ -5,12 +5,14 @@ import (
 	"context"
 	"os"
 	"strings"
+
+	"popgate/internal/postconf"
 )
 
 // Mailer gives the mailer that Postfix's milter would be told for a recipient
 // in a domain; empty where it can't be told.
 func (p *Postfix) Mailer(ctx context.Context, domain string) string {
-	for _, spec := range splitList(p.values["transport_maps"]) {
+	for _, spec := range postconf.Split(p.values["transport_maps"]) {
 		if out, err := p.run(ctx, "", "postmap", "-q", domain, spec); err == nil {
 			if name, _, _ := strings.Cut(strings.TrimSpace(out), ":"); name != "" {
 				return name
@@ -35,7 +37,7 @@ func (p *Postfix) Mailer(ctx context.Context, domain string) string {
 
 // listed says whether one of Postfix's lists has a domain.
 func (p *Postfix) listed(ctx context.Context, list, domain string, below bool) bool {
-	for _, word := range splitList(list) {
+	for _, word := range postconf.Split(list) {
 		switch {
 		case strings.EqualFold(word, domain), below && strings.HasSuffix(strings.ToLower(domain), "."+strings.ToLower(strings.TrimPrefix(word, "."))):
 			return true

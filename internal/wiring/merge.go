@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"popgate/internal/postconf"
 )
 
 // Setting is a line of main.cf.
@@ -64,7 +66,7 @@ func (p *Postfix) Plan(ctx context.Context, kind, lines string, listening []List
 
 // planLists puts popgate into each list that would refuse by itself.
 func (p *Postfix) planLists(plan *Plan, kind, contribs string, own map[string]string) error {
-	words := splitList(contribs)
+	words := postconf.Split(contribs)
 	for i, w := range words {
 		words[i] = p.respell(flat(w), kind, plan.Door.Spec)
 	}
@@ -104,7 +106,7 @@ func (p *Postfix) planMilter(plan *Plan, fresh, own map[string]string) {
 	if present == "$popgate" {
 		present = own["popgate"]
 	}
-	for _, w := range splitList(present) {
+	for _, w := range postconf.Split(present) {
 		spec, _, _ := strings.Cut(strings.TrimSpace(strings.Trim(w, "{}")), ",")
 		network, address, ok := postfixAddress(strings.TrimSpace(spec), p.values["queue_directory"], p.services[0].chroot)
 		if !ok || !p.ours(Milter, network, address) {
@@ -174,7 +176,7 @@ func (p *Postfix) respell(word, kind, spec string) string {
 // merge puts popgate's words of contrib's list into a site's own: in front of
 // what refuses strangers' recipients, and nowhere twice.
 func merge(j *judge, list string, contribs []string) (string, error) {
-	words := withoutOurs(j, splitList(list))
+	words := withoutOurs(j, postconf.Split(list))
 	at := -1
 	for i, w := range words {
 		if slices.Contains(closing, strings.ToLower(w)) && (i == 0 || !strings.EqualFold(words[i-1], "warn_if_reject")) {

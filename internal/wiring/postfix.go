@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"popgate/internal/postconf"
 )
 
 // Postfix is what Postfix's configuration says.
@@ -121,7 +123,7 @@ func (p *Postfix) readServices(ctx context.Context) error {
 func (p *Postfix) judge(s *service, values map[string]string) *judge {
 	return &judge{
 		class: func(name string) (string, bool) {
-			if !slices.Contains(splitList(values["smtpd_restriction_classes"]), name) {
+			if !slices.Contains(postconf.Split(values["smtpd_restriction_classes"]), name) {
 				return "", false
 			}
 			return values[name], true
@@ -150,7 +152,7 @@ func (p *Postfix) outcomes(s *service, values map[string]string) (map[string]out
 
 // settings gives what holds for one service, with further changes.
 func (p *Postfix) settings(ctx context.Context, s *service, with ...string) (map[string]string, error) {
-	names := append(slices.Clone(postfixNames), splitList(p.values["smtpd_restriction_classes"])...)
+	names := append(slices.Clone(postfixNames), postconf.Split(p.values["smtpd_restriction_classes"])...)
 	if len(s.with)+len(with) == 0 && len(names) == len(postfixNames) {
 		return p.values, nil
 	}
@@ -194,10 +196,10 @@ func opens(lists map[string]outcome) string {
 // milter notes popgate's milter of a service.
 func (p *Postfix) milter(s *service, values map[string]string) *Door {
 	var found *Door
-	for _, word := range splitList(values["smtpd_milters"]) {
+	for _, word := range postconf.Split(values["smtpd_milters"]) {
 		spec, action := word, ""
 		if inner, ok := strings.CutPrefix(word, "{"); ok {
-			parts := splitList(strings.TrimSuffix(inner, "}"))
+			parts := postconf.Split(strings.TrimSuffix(inner, "}"))
 			if len(parts) == 0 {
 				continue
 			}
@@ -246,7 +248,7 @@ func (p *Postfix) milterSettings(s *service, values map[string]string) {
 	if action := values["milter_default_action"]; action != "tempfail" {
 		p.add(Fail, "Postfix "+s.name+" milter_default_action", "it is %s: %s; write milter_default_action = tempfail", action, whenDown(action))
 	}
-	if slices.Contains(splitList(values["receive_override_options"]), "no_milters") {
+	if slices.Contains(postconf.Split(values["receive_override_options"]), "no_milters") {
 		p.add(Fail, "Postfix "+s.name+" receive_override_options", "no_milters: popgate is never asked; take it out")
 	}
 	if maps := values["smtpd_milter_maps"]; maps != "" {
@@ -370,4 +372,4 @@ func (p *Postfix) closedDoor(what string, values map[string]string, a *asked) {
 }
 
 // Networks gives what Postfix trusts (mynetworks), as written.
-func (p *Postfix) Networks() []string { return splitList(p.values["mynetworks"]) }
+func (p *Postfix) Networks() []string { return postconf.Split(p.values["mynetworks"]) }

@@ -3,6 +3,8 @@ package wiring
 import (
 	"slices"
 	"strings"
+
+	"popgate/internal/postconf"
 )
 
 // outcome is what one of smtpd's restriction lists does with a stranger's
@@ -46,7 +48,7 @@ func (j *judge) list(value string) outcome {
 }
 
 func (j *judge) walk(value string, depth int) (o outcome) {
-	words := splitList(value)
+	words := postconf.Split(value)
 	for i := 0; i < len(words); i++ {
 		w := words[i]
 		lower := strings.ToLower(w)
@@ -101,7 +103,7 @@ func takesArgument(word string) bool {
 func (j *judge) policy(o *outcome, argument string) {
 	spec, attributes := argument, []string(nil)
 	if inner, ok := strings.CutPrefix(argument, "{"); ok {
-		parts := splitList(strings.TrimSuffix(inner, "}"))
+		parts := postconf.Split(strings.TrimSuffix(inner, "}"))
 		if len(parts) == 0 {
 			return
 		}
@@ -152,30 +154,4 @@ func (a *asked) attribute(name string) (string, bool) {
 		}
 	}
 	return "", false
-}
-
-// splitList takes a list apart as Postfix does: commas and blanks part its
-// words, except inside braces.
-func splitList(value string) []string {
-	var out []string
-	depth, start := 0, -1
-	for i, c := range value + " " {
-		switch {
-		case c == '{':
-			depth++
-		case c == '}' && depth > 0:
-			depth--
-		}
-		if i < len(value) && (depth > 0 || !strings.ContainsRune(", \t\r\n", c)) {
-			if start < 0 {
-				start = i
-			}
-			continue
-		}
-		if start >= 0 {
-			out = append(out, value[start:i])
-			start = -1
-		}
-	}
-	return out
 }
