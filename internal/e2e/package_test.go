@@ -465,13 +465,22 @@ func TestPackageWithSendmail(t *testing.T) {
 	lab.Booted(t, func(t *testing.T, h *lab.Host, m *lab.Machine) {
 		p := &packaged{Host: h, m: m}
 		p.dovecot(t)
-		p.m.Must(t, "apt-get", "-y", "install", "sendmail")
+		// Debian's sendmail lets its access map be read by one group only.
+		healthy := func() bool { return p.status(t).Health == "ok" }
 		p.m.Must(t, "apt-get", "-y", "install", lab.PackageFile)
+		p.m.Must(t, "apt-get", "-y", "install", "sendmail")
+		lab.Until(t, "popgate reads what sendmail is, which came later", healthy)
+		p.m.Must(t, "apt-get", "-y", "purge", "popgate")
+		if out := p.m.Must(t, "getent", "group", "smmsp"); strings.Contains(out, "popgate") {
+			t.Errorf("the purge left popgate in %s", out)
+		}
+		p.m.Must(t, "apt-get", "-y", "install", lab.PackageFile)
+		lab.Until(t, "popgate reads what sendmail is, which was there", healthy)
 		// What a lab without name servers needs, and where its sink is. All of it
 		// has to stand before the mailers.
 		p.m.Write(t, "/etc/mail/service.switch", "hosts files\naliases files\n")
 		p.m.Write(t, "/etc/hosts", "127.0.0.1 localhost\n127.0.1.1 mx1.local.test mx1\n"+bob+" bob.client.test\n"+mallet+" mallet.client.test\n")
-		p.m.Write(t, "/root/lab.mc", "define(`SMART_HOST', `[127.0.0.1]')dnl\ndefine(`RELAY_MAILER_ARGS', `TCP $h "+p.Remote.Port()+"')dnl\n"+
+		p.m.Write(t, "/root/lab.mc", "define(`SMART_HOST', `relay:[127.0.0.1]')dnl\ndefine(`RELAY_MAILER_ARGS', `TCP $h "+p.Remote.Port()+"')dnl\n"+
 			"define(`confDOMAIN_NAME', `mx1.local.test')dnl\ndefine(`confSERVICE_SWITCH_FILE', `/etc/mail/service.switch')dnl\n"+
 			"FEATURE(`accept_unresolvable_domains')dnl\nFEATURE(`nocanonify')dnl\n")
 		p.m.Must(t, "sh", "-ec", `line=$(grep -n -m1 ^MAILER /etc/mail/sendmail.mc | cut -d: -f1)
@@ -485,6 +494,9 @@ systemctl restart sendmail`)
 			_, code := p.m.Run(t, "popgate", "ask", mallet, "alice@local.test")
 			return code == 0
 		})
+		if out := p.m.Must(t, "popgate", "status"); !strings.HasPrefix(out, "health: ok\n") {
+			t.Errorf("%s", out)
+		}
 		p.doors(t, "socketmap")
 	})
 }
