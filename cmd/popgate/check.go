@@ -338,7 +338,7 @@ func (k *checker) stateDir(cfg *config.Config) {
 			owner = u.Username
 		}
 		if os.Geteuid() == 0 {
-			k.warn(what, fmt.Sprintf("belongs to %s: well if serve runs as that user, else chown it", owner))
+			k.ok(what, fmt.Sprintf("belongs to %s, as whom serve must run", owner))
 		} else {
 			k.fail(what, fmt.Sprintf("belongs to %[1]s, and this is user id %[2]d: run check as %[1]s if serve runs as that user, else chown it", owner, os.Geteuid()))
 		}

@@ -247,7 +247,7 @@ func printAnswer(e *env, q *control.AskRequest, a *control.AskAnswer) {
 	fmt.Fprintf(e.stdout, "%s: %s\n", a.Verdict, a.Reason)
 	fmt.Fprintf(e.stdout, "  %s\n", reasonText(a))
 	if a.Reply != "" {
-		fmt.Fprintf(e.stdout, "  the client would read: %s\n", a.Reply)
+		fmt.Fprintf(e.stdout, "  behind the milter the client would read: %s\n  behind a closed door it reads the MTA's own words\n", a.Reply)
 	}
 	if a.Revoked != "" {
 		fmt.Fprintf(e.stdout, "  but: %s\n", a.Revoked)
