@@ -79,7 +79,7 @@ tree:
 	git ls-files -z | xargs -0 cp --parents -t $(DIST)/popgate
 	cd $(DIST)/popgate && $(GO) mod vendor
 
-# Needs debhelper. The compiler's cache is lent to the build, which has no home.
+# Needs build-essential and debhelper. The compiler's cache is lent to the build, which has no home.
 deb: tree
 	cd $(DIST)/popgate && GOCACHE=$$($(GO) env GOCACHE) dpkg-buildpackage -b -us -uc
 
