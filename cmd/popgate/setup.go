@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -148,7 +149,7 @@ func (s *setup) agreed() (bool, error) {
 	}
 	s.say("\nMake these changes? [yes/no] ")
 	answer, err := bufio.NewReader(s.e.stdin).ReadString('\n')
-	if err != nil {
+	if err != nil && err != io.EOF { // the end of input is a no
 		return false, err
 	}
 	return strings.EqualFold(strings.TrimSpace(answer), "yes"), nil

@@ -99,8 +99,12 @@ func TestSetupWiresPostfixSoThatALoginOpensIt(t *testing.T) {
 				if !strings.Contains(out, rule) && !strings.Contains(out, "smtpd_recipient_restrictions") {
 					t.Errorf("setup prints no relay rule: %s", out)
 				}
-				t.Log(s.popgate.Must(t, "setup", "postfix", "--door", tt.door, "--apply", "--yes"))
+				out = s.popgate.Must(t, "setup", "postfix", "--door", tt.door, "--apply", "--yes")
+				t.Log(out)
 				after := contents(t, mainCF)
+				if deferring := strings.Contains(after, "defer_unauth_destination"); strings.Contains(out, "put off (454)") != deferring {
+					t.Errorf("a rule that only puts strangers off (%t) is told otherwise: %s", deferring, out)
+				}
 				for _, word := range tt.kept {
 					if !strings.Contains(after, word) {
 						t.Errorf("%q of the site's own is gone:\n%s", word, after)

@@ -83,6 +83,9 @@ func (p *Postfix) planLists(plan *Plan, kind, contribs string, own map[string]st
 			return fmt.Errorf("%s: %w", smtpdLists[0], err)
 		}
 		plan.set(smtpdLists[0], merged)
+		if slices.Contains(postconf.Split(merged), "defer_unauth_destination") {
+			plan.Notes = append(plan.Notes, fmt.Sprintf("%s ends in defer_unauth_destination, so that strangers are put off (454); reject_unauth_destination in its place refuses them", smtpdLists[0]))
+		}
 	}
 	if o := j.list(first.values[smtpdLists[1]]); recipient != "" && !o.open {
 		merged, err := merge(j, recipient, words)
