@@ -75,7 +75,9 @@ func (w *follower) between() {
 		if s.gz || w.opened(s) || known && !s.changed.After(at) || s.changed.Before(w.arrived.Add(-time.Second)) {
 			continue
 		}
-		w.take(s, nil)
+		if !w.take(s, nil) {
+			w.miss(0)
+		}
 	}
 	w.remember(all)
 }
@@ -253,8 +255,22 @@ type sibling struct {
 }
 
 // siblings lists the rotated logs that were written to since a time, the
-// newest first.
+// newest first. A log that moves from one name to another meanwhile may be seen
+// under none of them, so it is looked until it is seen twice alike.
 func (w *follower) siblings(since time.Time) []sibling {
+	found := w.glance(since)
+	for range maxSiblings {
+		again := w.glance(since)
+		if slices.EqualFunc(found, again, func(a, b sibling) bool { return a.fileID == b.fileID && a.path == b.path }) {
+			break
+		}
+		found = again
+	}
+	return found[:min(len(found), maxSiblings)]
+}
+
+// glance looks for rotated logs once.
+func (w *follower) glance(since time.Time) []sibling {
 	var found []sibling
 	places := []place{{w.dir, w.base}}
 	if own := (place{filepath.Dir(w.path), filepath.Base(w.path)}); places[0] != own {
@@ -278,10 +294,9 @@ func (w *follower) siblings(since time.Time) []sibling {
 		return byName(a.path, b.path)
 	})
 	// gzip keeps the time of what it packs; where both are there, one is enough.
-	found = slices.DeleteFunc(found, func(s sibling) bool {
+	return slices.DeleteFunc(found, func(s sibling) bool {
 		return s.gz && slices.ContainsFunc(found, func(o sibling) bool { return o.path+".gz" == s.path })
 	})
-	return found[:min(len(found), maxSiblings)]
 }
 
 // byName orders rotated files of the same time, the newest first: mail.log.1
@@ -315,18 +330,30 @@ func rotated(name, base string) bool {
 }
 
 // open opens a sibling, by the same rules as the log itself, and only one of
-// the same owner.
+// the same owner. Logs may be rotated on between the listing and now: then it is
+// looked for under its new name, as under the old one there is another by now.
 func (w *follower) open(s sibling) *tail {
-	fd, st, err := w.custody.openChecked(way{real: s.path})
-	if err != nil {
-		return nil
+	for range maxSiblings {
+		fd, st, err := w.custody.openChecked(way{real: s.path})
+		if err == nil && s.fileID == (fileID{st.Dev, st.Ino}) {
+			if !w.custody.own(st.Uid) && w.owned && st.Uid != w.owner {
+				syscall.Close(fd)
+				return nil
+			}
+			w.hints.file(fd)
+			return newTail(fd, &st)
+		}
+		if err == nil {
+			syscall.Close(fd)
+		}
+		all, before := w.siblings(time.Time{}), s
+		i := slices.IndexFunc(all, func(o sibling) bool { return o.fileID == s.fileID })
+		if i < 0 || all[i].path == before.path && err != nil {
+			return nil // it is gone, or it is there and may not be read
+		}
+		s = all[i]
 	}
-	if !w.custody.own(st.Uid) && w.owned && st.Uid != w.owner {
-		syscall.Close(fd)
-		return nil
-	}
-	w.hints.file(fd)
-	return newTail(fd, &st)
+	return nil
 }
 
 func (w *follower) opened(s sibling) bool {

@@ -4,6 +4,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -304,5 +305,31 @@ func TestFileBigLogAppears(t *testing.T) {
 	s.append("new", b.String()).rename("new", "mail.log").step()
 	if n := len(s.got); n < 1800 || n > 4000 || s.got[n-1] != logged(now.Add(-time.Second), 19_999) {
 		t.Errorf("%d lines read, want those of the last half hour and few more", n)
+	}
+}
+
+// A rotation goes on between the listing of the rotated logs and their opening:
+// under the name of one there is another by then.
+func TestARotatedLogIsOpenedUnderTheNameItHasByNow(t *testing.T) {
+	s := newStage(t).append("mail.log", "a\n").start()
+	s.append("mail.log.1", "one\n").append("mail.log.2", "two\n").append("mail.log.3", "three\n")
+	listed := s.w.siblings(time.Time{})
+	if len(listed) != 3 {
+		t.Fatalf("%d rotated logs listed, want 3", len(listed))
+	}
+	s.rename("mail.log.3", "mail.log.4").rename("mail.log.2", "mail.log.3").rename("mail.log.1", "mail.log.2").append("mail.log.1", "zero\n")
+	for _, l := range listed {
+		want := map[string]string{"mail.log.1": "one\n", "mail.log.2": "two\n", "mail.log.3": "three\n"}[filepath.Base(l.path)]
+		opened := s.w.open(l)
+		if opened == nil {
+			t.Errorf("%s was not found again", l.path)
+			continue
+		}
+		b := make([]byte, 64)
+		n, _ := opened.ReadAt(b, 0)
+		s.w.shut(opened)
+		if string(b[:n]) != want {
+			t.Errorf("opened for %s: %q, want %q", filepath.Base(l.path), b[:n], want)
+		}
 	}
 }

@@ -143,6 +143,7 @@ type storm struct {
 	watched   atomic.Bool // there is an inotify instance
 	overflows atomic.Int64
 	held      sync.Mutex // whoever has it holds up the reader
+	holding   bool       // the storm has it
 
 	mu            sync.Mutex
 	next          int
@@ -154,7 +155,8 @@ type storm struct {
 	positions     map[string]relay.Position
 	why           string
 
-	stopReaders func()
+	stopReaders func() // nil: there is none
+	rotated     []int  // what the next line was when a log was rotated, the last one first
 }
 
 func newStorm(t *testing.T, random *rand.Rand, hints func() *hints, total *counts) *storm {
@@ -278,6 +280,7 @@ func (s *storm) start() {
 		}
 		cancel()
 		done.Wait()
+		s.stopReaders = nil
 	}
 }
 
@@ -458,12 +461,21 @@ func (s *storm) isLink() bool {
 
 func (s *storm) name(n int) string { return fmt.Sprintf("%s.%d", s.path, n) }
 
-// kept is how many rotated logs there are: fewer could be gone before a reader
-// that only the clock tells has looked, more are not looked at.
+// kept is how many rotated logs there are; more are not looked at.
 const kept = maxSiblings - 2
 
-// shift makes room for mail.log.1.
+// shift makes room for mail.log.1. A log that would soon be removed must have
+// been read: on a busy machine a dozen rotations may fall between two looks, and
+// nobody can read what is gone. A reader that is held up or not there comes to
+// it later; that is for a few rotations only.
 func (s *storm) shift() {
+	const last = kept - 4
+	s.mu.Lock()
+	s.rotated = append([]int{s.next}, s.rotated[:min(len(s.rotated), last)]...)
+	s.mu.Unlock()
+	if s.stopReaders != nil && !s.holding && len(s.rotated) > last {
+		s.caughtUp(s.rotated[last])
+	}
 	os.Remove(s.name(kept))
 	for n := kept - 1; n > 0; n-- {
 		os.Rename(s.name(n), s.name(n+1))
@@ -597,6 +609,8 @@ func (s *storm) heldUp(flooded bool) {
 	s.noticed() // what it had not opened before could be gone when it comes back
 	s.held.Lock()
 	defer s.held.Unlock()
+	s.holding = true
+	defer func() { s.holding = false }()
 	if flooded {
 		s.flood()
 	}
