@@ -109,7 +109,7 @@ func (k *checker) report(asJSON bool) error {
 		if f.Text != "" {
 			text = ": " + f.Text
 		}
-		fmt.Fprintf(k.e.stdout, "%-4s  %s%s\n", f.Result, f.What, text)
+		fmt.Fprintf(k.e.stdout, "%-4s  %s\n", f.Result, shown(f.What+text))
 	}
 	switch {
 	case k.refused: // the code with which serve ends, so that an upgrade can tell

@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"os/exec"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,29 +31,72 @@ func (k *checker) sourcesAsDaemon(ctx context.Context, cfg *config.Config, g *gl
 		k.sources(ctx, cfg)
 		return
 	}
+	out := &upTo{left: maxSaid}
+	errs := &upTo{left: maxSaid}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "check", "--"+onlySourcesFlag, "--json", "-c", g.config)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
-	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	// A session of its own: that user's processes must not reach root's terminal,
+	// nor what root's environment holds.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred, Setsid: true}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TZ=" + os.Getenv("TZ")}
+	if _, set := os.LookupEnv("TZ"); !set {
+		cmd.Env = cmd.Env[:1] // an empty one would mean UTC
+	}
+	cmd.Stdout, cmd.Stderr = out, errs
 	err = cmd.Run()
+	k.told(who, out.String(), errs.String(), err)
+}
+
+// told takes over what the daemon's user has found. It is that user's word, so
+// what is no report, or ends before its time, is never called well.
+func (k *checker) told(who, out, errs string, err error) {
+	code := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		code, err = exit.ExitCode(), nil
+	}
 	found := 0
-	for d := json.NewDecoder(strings.NewReader(out.String())); ; found++ {
+	d := json.NewDecoder(strings.NewReader(out))
+	for ; ; found++ {
 		var f finding
-		if d.Decode(&f) != nil {
+		bad := d.Decode(&f)
+		if bad == nil && !slices.Contains([]string{"ok", "WARN", "FAIL"}, f.Result) {
+			bad = fmt.Errorf("a finding can't be %q", f.Result)
+		}
+		if bad != nil {
+			if !errors.Is(bad, io.EOF) {
+				err = errors.Join(err, bad)
+			}
 			break
 		}
 		k.findings = append(k.findings, f)
 	}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == exitConfig {
-		k.refused = true
+	k.refused = k.refused || code == exitConfig
+	if found > 0 && err == nil && (code == 0 || code == exitNo || code == exitConfig) {
+		return
 	}
-	if found == 0 {
-		said := strings.TrimSpace(strings.TrimPrefix(errs.String(), "popgate: "))
-		if said == "" && err != nil {
+	said := strings.TrimSpace(strings.TrimPrefix(errs, "popgate: "))
+	if said == "" {
+		said = fmt.Sprintf("exit status %d", code)
+		if err != nil {
 			said = err.Error()
 		}
-		k.fail("sources", fmt.Sprintf("user %s can't look at them: %s", who, said))
 	}
+	k.fail("sources", fmt.Sprintf("user %s can't look at them: %s", who, said))
+}
+
+// maxSaid bounds what is taken of another user's process.
+const maxSaid = 1 << 20
+
+// upTo keeps so much of what is written, and throws the rest away.
+type upTo struct {
+	strings.Builder
+	left int
+}
+
+func (u *upTo) Write(p []byte) (int, error) {
+	n := min(u.left, len(p))
+	u.left -= n
+	u.Builder.Write(p[:n])
+	return len(p), nil
 }
 
 // credential gives a user's name and what a process of his has.

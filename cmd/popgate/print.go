@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode/utf16"
@@ -69,6 +70,23 @@ func quoted(s string) string {
 		}
 	}
 	return s
+}
+
+// shown spells what a terminal would obey, in a text that may hold others'
+// words, and leaves the rest as it is.
+func shown(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r != '\n' && !strconv.IsPrint(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || strconv.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+	}
+	return b.String()
 }
 
 // oneWord is quoted for a line of key=value pairs: the text can't end before it

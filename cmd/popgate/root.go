@@ -88,7 +88,7 @@ func run(ctx context.Context, args []string, e env) int {
 		exit = &exitError{code: exitNo, err: err}
 	}
 	if !exit.silent {
-		fmt.Fprintf(e.stderr, "popgate: %v\n", err)
+		fmt.Fprintf(e.stderr, "popgate: %s\n", shown(err.Error()))
 		if exit.code == exitUsage {
 			fmt.Fprintln(e.stderr, "`popgate help` shows the commands")
 		}
