@@ -22,11 +22,12 @@ var symList = map[gomilter.Stage][]string{
 	gomilter.StageRcptTo: {"{rcpt_mailer}", "{rcpt_host}", "{rcpt_addr}", "{client_addr}", "{auth_authen}", "{auth_type}", "i", "v"},
 }
 
-// Headers and body say nothing about who may relay. HELO and MAIL are wanted:
-// they end a transaction.
+// Headers and body say nothing about who may relay, and HELO nothing that is
+// needed: it ends a transaction, but no recipient comes before the next MAIL,
+// which ends it too. An MTA that tells of HELO all the same is listened to.
 const (
 	wantActions  = gomilter.OptSetSymList
-	refuseStages = gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody
+	refuseStages = gomilter.OptNoHelo | gomilter.OptNoHeaders | gomilter.OptNoEOH | gomilter.OptNoBody
 )
 
 // treatment is what becomes of a packet.

@@ -21,13 +21,13 @@ func TestNegotiation(t *testing.T) {
 		send []byte
 		want string
 	}{
-		{"version 2, macros asked for at RCPT, headers and body left out, every reply promised",
-			optneg(), "O\x00\x00\x00\x02\x00\x00\x01\x00\x00\x00\x00\x70" + list},
+		{"version 2, macros asked for at RCPT, HELO, headers and body left out, every reply promised",
+			optneg(), "O\x00\x00\x00\x02\x00\x00\x01\x00\x00\x00\x00\x72" + list},
 		{"what an old MTA doesn't offer isn't asked for",
-			offering(2, 0x3f, 0x3f), "O\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x30"},
+			offering(2, 0x3f, 0x3f), "O\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x32"},
 		{"a longer offer is read as far as it is known",
 			packet('O', "\x00\x00\x00\x06\x00\x00\x01\xff\x00\x1f\xff\xff\x00\x00\x00\x03i\x00"),
-			"O\x00\x00\x00\x02\x00\x00\x01\x00\x00\x00\x00\x70" + list},
+			"O\x00\x00\x00\x02\x00\x00\x01\x00\x00\x00\x00\x72" + list},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := dial(t, serve(t, "unix", &witness{}, Options{}))
