@@ -257,5 +257,8 @@ func (s *setup) apply(ctx context.Context, mta string, paths []string, change, u
 	// The MTA must not be left half changed because somebody interrupts.
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer stop()
-	return fmt.Errorf("%w\nso it was taken back, and nothing has changed", errors.Join(err, s.restore(copies), undone(ctx)))
+	if bad := errors.Join(s.restore(copies), undone(ctx)); bad != nil {
+		return fmt.Errorf("%w\nand it could not be taken back: %w\nthe copies are beside the files", err, bad)
+	}
+	return fmt.Errorf("%w\nso it was taken back, and nothing has changed", err)
 }

@@ -86,7 +86,16 @@ func (s *setup) postfix(ctx context.Context) error {
 		_, err := s.run(ctx, "", "postfix", "check")
 		return err
 	}
-	if err := s.apply(ctx, "Postfix", []string{mainCF}, change, func(context.Context) error { return nil }); err != nil {
+	// An smtpd that was started meanwhile has read what was taken back, and would
+	// live by it for a hundred clients more.
+	undone := func(ctx context.Context) error {
+		if _, err := s.run(ctx, "", "postfix", "status"); err != nil {
+			return nil // none runs
+		}
+		_, err := s.run(ctx, "", "postfix", "reload")
+		return err
+	}
+	if err := s.apply(ctx, "Postfix", []string{mainCF}, change, undone); err != nil {
 		return err
 	}
 	if _, err := s.run(ctx, "", "postfix", "reload"); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -172,6 +173,7 @@ func (p *Postfix) service(ctx context.Context, s *service) error {
 	}
 	closed := p.closedDoors(s, values, lists)
 	rule := "Postfix " + s.name + " smtpd_relay_restrictions"
+	p.strangers(s, values, milter != nil && open)
 	switch {
 	case open && milter == nil:
 		p.add(Fail, rule, "OPEN RELAY: nothing refuses a stranger's recipient at another site (%s), and no milter of popgate's is asked; write reject_unauth_destination at its end, or take the lines of `popgate setup postfix`", opens(lists))
@@ -181,6 +183,47 @@ func (p *Postfix) service(ctx context.Context, s *service) error {
 		p.add(Fail, rule, "the milter is asked, but Postfix's own rule stays shut (%s), so that clients with a grant are refused; take the rule of `popgate setup postfix --door milter`, which is open while milter_default_action is tempfail, and receive_override_options and smtpd_milter_maps are empty", lists["smtpd_relay_restrictions"].by)
 	}
 	return nil
+}
+
+// strangers looks for settings that make everybody one of the site's own, and
+// so open every rule that is built on them: no restriction list shows it.
+func (p *Postfix) strangers(s *service, values map[string]string, milterDecides bool) {
+	if everybody := tooWide(postconf.Split(values["mynetworks"])); len(everybody) > 0 && !milterDecides {
+		p.add(Fail, "Postfix "+s.name+" mynetworks", "OPEN RELAY: %s are strangers, and permit_mynetworks lets them send anywhere; name the site's own networks alone", strings.Join(everybody, ", "))
+	}
+	for _, name := range []string{"mydestination", "relay_domains", "virtual_alias_domains", "virtual_mailbox_domains"} {
+		for _, word := range postconf.Split(values[name]) {
+			if strings.HasPrefix(word, "static:") {
+				p.add(Fail, "Postfix "+s.name+" "+name, "OPEN RELAY: %s makes every domain one of the site's own; name its domains", word)
+			}
+		}
+	}
+}
+
+// tooWide gives those networks that hold more than anybody's own: all of
+// IPv4's or IPv6's addresses, or a good part of them.
+func tooWide(networks []string) (all []string) {
+	for _, text := range networks {
+		if strings.HasPrefix(text, "static:") {
+			all = append(all, text)
+			continue
+		}
+		n, err := netip.ParsePrefix(strings.NewReplacer("[", "", "]", "").Replace(text))
+		if err != nil {
+			continue
+		}
+		least := 8 // 10.0.0.0/8 is the largest that is anybody's
+		if n.Addr().Is6() {
+			least = 16
+			if fc := netip.MustParsePrefix("fc00::/7"); n.Bits() >= 7 && fc.Contains(n.Addr()) {
+				least = 7
+			}
+		}
+		if n.Bits() < least {
+			all = append(all, text)
+		}
+	}
+	return all
 }
 
 // opens names what lets a stranger's recipient pass.

@@ -172,3 +172,42 @@ func TestPopgateStandsInASitesOwnListWhereItHasToStand(t *testing.T) {
 		}
 	}
 }
+
+// A rule that is shut for strangers is open to all where nobody is one.
+func TestANetworkTooWideIsAnOpenRelay(t *testing.T) {
+	for text, wide := range map[string]bool{
+		"0.0.0.0/0": true, "[::]/0": true, "128.0.0.0/1": true, "192.0.0.0/4": true, "[2000::]/3": true, "static:all": true,
+		"127.0.0.0/8": false, "10.0.0.0/8": false, "192.0.2.0/24": false, "[::1]/128": false, "[fc00::]/7": false, "[2001:db8::]/32": false,
+		"!192.0.2.1": false, "192.0.2.1": false, "/etc/postfix/networks": false, "cidr:/etc/postfix/networks": false,
+	} {
+		if got := tooWide([]string{"127.0.0.0/8", text}); (len(got) > 0) != wide {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
+func TestCheckSeesWhatOpensEveryRuleBuiltOnIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		values map[string]string
+		milter bool
+		fails  int
+	}{
+		"a site of its own":                              {values: map[string]string{"mynetworks": "127.0.0.0/8 [::1]/128", "relay_domains": "hash:/etc/postfix/relay"}},
+		"everybody is trusted":                           {values: map[string]string{"mynetworks": "127.0.0.0/8, 0.0.0.0/0"}, fails: 1},
+		"everybody is trusted, and the milter judges":    {values: map[string]string{"mynetworks": "0.0.0.0/0"}, milter: true},
+		"every domain is relayed for":                    {values: map[string]string{"relay_domains": "static:all"}, fails: 1},
+		"every domain is local, for the milter as well":  {values: map[string]string{"mydestination": "localhost, static:x"}, milter: true, fails: 1},
+		"every domain is virtual, and everybody trusted": {values: map[string]string{"virtual_alias_domains": "static:x", "mynetworks": "[::]/0"}, fails: 2},
+	} {
+		p := &Postfix{}
+		p.strangers(&service{name: "smtp/inet"}, tt.values, tt.milter)
+		if len(p.Findings) != tt.fails {
+			t.Errorf("%s: %+v", name, p.Findings)
+		}
+		for _, f := range p.Findings {
+			if f.Result != Fail || !strings.Contains(f.Text, "OPEN RELAY") {
+				t.Errorf("%s: %+v", name, f)
+			}
+		}
+	}
+}
