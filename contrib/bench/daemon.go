@@ -20,6 +20,7 @@ import (
 const configuration = `listen:
   milter: [unix:%[1]s/milter.sock]
   control: unix:%[1]s/control.sock
+  metrics: unix:%[1]s/metrics.sock
 mta: postfix
 local_domains: [local.test]
 local_domains_from: none

@@ -1,7 +1,7 @@
 // Command bench measures the popgate daemon on this machine, side by side with
 // yardsticks, and prints a table for docs/performance.md.
 //
-//	go run ./contrib/bench [-only start,rcpt,login,sweep,memory,testlog,attack] [-rounds N] [-grants N] [-quick]
+//	go run ./contrib/bench [-only start,rcpt,login,sweep,memory,together,testlog,attack] [-rounds N] [-grants N] [-quick]
 //
 // It builds the daemon and runs it as an administrator would: with a
 // configuration file, a log to watch, a state directory and its log in a pipe
@@ -55,6 +55,7 @@ var measures = []measure{
 	{"login", (*bench).login},
 	{"sweep", (*bench).sweep},
 	{"memory", (*bench).memory},
+	{"together", (*bench).together},
 	{"testlog", (*bench).testlog},
 	{"attack", (*bench).attack}, // last: what is left of it in the log would slow down the others
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -70,6 +71,17 @@ func (p *process) memory() (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s: no VmRSS", name)
+}
+
+// written gives the bytes the server has had written to a disk.
+func (p *process) written() (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(text), "\nwrite_bytes: ")
+	number, _, _ := strings.Cut(rest, "\n")
+	return strconv.Atoi(number)
 }
 
 // settle waits until the server has nothing left to do.

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	linesPerSecond = 10_000 // that the mail server logs
+	loginEvery     = 10     // one line in so many
+)
+
+// together measures what a client with a grant notices when everything else
+// that the daemon does goes on at once: a busy log with a thousand new grants a
+// second, their writing to the disk, scrapes of the metrics and lists of all
+// grants, one after the other without a pause. What expires here expires hours
+// later, so the sweep finds nothing; it has a measure of its own.
+func (b *bench) together() (err error) {
+	dir, err := b.withGrants()
+	if err != nil {
+		return err
+	}
+	d, err := b.serve(dir, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	if err := d.holding(b.grants); err != nil {
+		return err
+	}
+	during := 5 * time.Second
+	next := b.grants + 1<<19 // clients that no other measure logs in
+	var ratios, alone, among []float64
+	var done work
+	for round := range b.rounds + 1 {
+		quiet, _, err := b.served(d, during)
+		if err != nil {
+			return err
+		}
+		ctx, stop := context.WithCancel(b.ctx)
+		before, countErr := d.written()
+		end := b.keepBusy(ctx, d, dir, &next)
+		busy, _, err := b.served(d, during)
+		stop()
+		did, endErr := end()
+		if err = errors.Join(err, endErr, countErr, b.settle(d.process)); err != nil {
+			return err
+		}
+		after, err := d.written()
+		if err != nil {
+			return err
+		}
+		if round == 0 {
+			continue // caches are cold
+		}
+		did.written = after - before
+		done.add(did)
+		q, a := percentile(quiet, 99), percentile(busy, 99)
+		alone, among, ratios = append(alone, q), append(among, a), append(ratios, a/q)
+	}
+	b.report.add("RCPT p99 while all else goes on, against alone", atMost(2.0, 1.3), "%.2f", median(ratios),
+		"%.0f : %.0f µs (%.2f to %.2f); meanwhile %d lines, %d logins, %d lists of all grants, %d scrapes",
+		median(among), median(alone), slices.Min(ratios), slices.Max(ratios), done.lines, done.logins, done.lists, done.scrapes)
+	b.report.add("written to the disk for a new grant meanwhile", limit{}, "%.0f B", float64(done.written)/float64(done.logins),
+		"%.1f MB for %d grants, by the kernel's count, whole pages", float64(done.written)/1e6, done.logins)
+	return nil
+}
+
+// work is what the daemon was given to do beside its clients.
+type work struct{ lines, logins, lists, scrapes, written int }
+
+func (w *work) add(o work) {
+	w.lines += o.lines
+	w.logins += o.logins
+	w.lists += o.lists
+	w.scrapes += o.scrapes
+	w.written += o.written
+}
+
+// keepBusy gives the daemon work until ctx ends. The function it gives back
+// waits for the end, and tells how much it was.
+func (b *bench) keepBusy(ctx context.Context, d *daemon, dir string, next *int) func() (work, error) {
+	var group sync.WaitGroup
+	var w work
+	var errs [3]error
+	group.Go(func() { w.lines, w.logins, errs[0] = busyLog(ctx, dir+"/mail.log", next) })
+	group.Go(func() {
+		for ctx.Err() == nil && errs[1] == nil {
+			cmd := exec.CommandContext(ctx, b.popgate, "list", "--json", "--socket", d.control)
+			if err := cmd.Run(); ctx.Err() == nil { // its output is read by nobody, and written all the same
+				w.lists, errs[1] = w.lists+1, err
+			}
+		}
+	})
+	group.Go(func() {
+		client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", dir+"/metrics.sock")
+		}}}
+		defer client.CloseIdleConnections()
+		for ctx.Err() == nil && errs[2] == nil {
+			if err := scrape(ctx, &client); ctx.Err() == nil {
+				w.scrapes, errs[2] = w.scrapes+1, err
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	return func() (work, error) { group.Wait(); return w, errors.Join(errs[:]...) }
+}
+
+func scrape(ctx context.Context, client *http.Client) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://popgate/metrics", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("metrics: %s", answer.Status)
+	}
+	_, err = io.Copy(io.Discard, answer.Body)
+	return err
+}
+
+// busyLog writes what a busy mail server logs, at an even pace.
+func busyLog(ctx context.Context, name string, next *int) (lines, logins int, err error) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	const every = 10 * time.Millisecond
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var text []byte
+	for {
+		select {
+		case <-ctx.Done():
+			return lines, logins, nil
+		case now := <-tick.C:
+			text = text[:0]
+			for range int(linesPerSecond * every / time.Second) {
+				if lines++; lines%loginEvery == 0 {
+					text = loginLine(text, *next, now)
+					logins++
+					*next++
+					continue
+				}
+				text = now.AppendFormat(text, "2006-01-02T15:04:05.000000Z07:00")
+				text = fmt.Appendf(text, " mx postfix/smtpd[%d]: connect from unknown[%v]\n", 1000+lines%60_000, plus(strangerNet, lines%strangers))
+			}
+			if _, err := f.Write(text); err != nil {
+				return lines, logins, err
+			}
+		}
+	}
+}
