@@ -80,17 +80,23 @@ func runProbe(ctx context.Context, e *env, g *global, o probe.Options) error {
 		return err
 	}
 	open, well := r.Count(probe.Taken) > 0, r.Local.Outcome == probe.Taken || r.Local.Outcome == probe.Deferred
+	closed := !open && well && r.Plain() == probe.Refused
 	if g.json {
 		err = printJSON(e.stdout, struct {
 			Open    bool   `json:"open"`
+			Closed  bool   `json:"closed"` // neither: this can't tell
 			Warning string `json:"warning,omitempty"`
 			*probe.Result
-		}{open, doubt, r})
+		}{open, closed, doubt, r})
 	} else {
 		printProbe(e, r, o, doubt)
 	}
-	if err == nil && (open || !well) {
+	switch {
+	case err != nil:
+	case open || !well:
 		err = answerNo(exitNo)
+	case !closed:
+		err = answerNo(exitDegraded)
 	}
 	return err
 }
@@ -121,13 +127,17 @@ func printProbe(e *env, r *probe.Result, o probe.Options, doubt string) {
 	if n := r.Count(probe.Weak); n > 0 {
 		say("%d were refused for their domain, which says nothing about relaying; name one that takes mail with --remote", n)
 	}
-	switch {
+	switch well := r.Local.Outcome == probe.Taken || r.Local.Outcome == probe.Deferred; {
 	case taken > 0 && r.Any:
 		say("OPEN RELAY, unless each of those is a mailbox of that name: this MTA takes every name at its domain")
 	case taken > 0:
 		say("OPEN RELAY")
-	case refused == 0:
-		say("nothing was taken, and nothing was refused for good: this proves little; try again when the MTA is well")
+	case !well:
+		say("not shown to be closed: who refuses %s may refuse everything from here for another reason", quoted(o.Local))
+	case r.Plain() == probe.Weak:
+		say("not shown to be closed: a plain address at %s was refused for its domain, as an open relay might; try again with another --remote", quoted(o.Remote))
+	case r.Plain() == probe.Deferred:
+		say("not shown to be closed: nothing was taken, but a plain address at %s was only put off, as an open relay might; try again when the MTA is well", quoted(o.Remote))
 	case deferred > 0:
 		say("closed, as far as this shows: those that were put off prove less than a refusal")
 	default:

@@ -12,6 +12,7 @@ import (
 // probed is what `popgate probe --json` prints.
 type probed struct {
 	Open    bool
+	Closed  bool
 	Warning string
 	Local   struct{ Outcome, Reply string }
 	Tries   []struct{ Sender, Rcpt, Outcome, Reply string }
@@ -30,7 +31,7 @@ func (s *site) probe(t *testing.T, args ...string) (p probed, code int) {
 	t.Helper()
 	out, code := s.popgate.Run(t, append([]string{"probe", "127.0.0.1:25", "--local", "alice@local.test", "--also-local", "virtual.test", "--remote", "remote.test",
 		"--sender", "sender@client.test", "--json"}, args...)...)
-	if code < 2 {
+	if code < 2 || code == 5 {
 		if err := json.Unmarshal([]byte(out), &p); err != nil {
 			t.Fatalf("probe --json: %v in %q", err, out)
 		}
@@ -42,7 +43,7 @@ func (s *site) probe(t *testing.T, args ...string) (p probed, code int) {
 func (s *site) closed(t *testing.T, what string, args ...string) probed {
 	t.Helper()
 	p, code := s.probe(t, args...)
-	if code != 0 || p.Open || len(p.Tries) < 60 {
+	if code != 0 || p.Open || !p.Closed || len(p.Tries) < 60 {
 		t.Errorf("%s: exit %d, open: %v, %d tries", what, code, p.Open, len(p.Tries))
 		for _, try := range p.Tries {
 			if try.Outcome == "taken" {
@@ -68,7 +69,7 @@ func TestProbeFindsAClosedSiteClosedAndDeliversNothing(t *testing.T) {
 			t.Errorf("from loopback: exit %d, warning %q", code, p.Warning)
 		}
 		s.popgate.Kill()
-		if p, code := s.probe(t, "--from", mallet); code != 0 || p.Local.Outcome != "deferred" || p.count("deferred") < 50 {
+		if p, code := s.probe(t, "--from", mallet); code != 5 || p.Open || p.Closed || p.Local.Outcome != "deferred" || p.count("deferred") < 50 {
 			t.Errorf("popgate killed: exit %d, local %q, %d put off", code, p.Local.Outcome, p.count("deferred"))
 		}
 		s.onlyRelayed(t)
@@ -85,7 +86,10 @@ func TestProbeFindsTheClosedDoorsClosed(t *testing.T) {
 			return // while popgate is down, Postfix waits a second at each recipient
 		}
 		s.popgate.Kill()
-		s.closed(t, "popgate killed", "--from", mallet)
+		// A door in whose words "no" and "down" are the same refuses.
+		if p, code := s.probe(t, "--from", mallet); p.Open || code != map[bool]int{true: 0, false: 5}[p.Closed] {
+			t.Errorf("popgate killed: exit %d, open: %v, closed: %v", code, p.Open, p.Closed)
+		}
 	})
 }
 
@@ -106,6 +110,20 @@ func TestProbeFindsAnOpenPostfix(t *testing.T) {
 				s.postfix.Configure(t, lab.PostfixOptions{Main: lines, Files: map[string]string{"lax": "/local\\.test/ OK\n"}})
 				if p, code := s.probe(t, "--from", mallet); code != 1 || !p.Open {
 					t.Errorf("exit %d, open: %v", code, p.Open)
+				}
+			})
+		}
+		// Open, though nothing is taken: the plain address is put off, or refused for
+		// its domain, and the others are names that nobody has.
+		for name, table := range map[string]string{
+			"an open relay that greylists":             "/@/ 450 4.2.0 Greylisted",
+			"an open relay that looks for the null MX": "/@remote\\.test/ 556 5.1.10 Domain does not accept mail (nullMX)",
+		} {
+			t.Run(name, func(t *testing.T) {
+				s.postfix.Configure(t, lab.PostfixOptions{Main: []string{rule + " = check_client_access static:OK, reject", "smtpd_recipient_restrictions = check_recipient_access regexp:/etc/postfix/first, " +
+					"check_recipient_access regexp:/etc/postfix/odd, check_client_access static:OK, reject"}, Files: map[string]string{"first": table + "\n", "odd": "/[%!=:;, \"]|@.*@|^[^@]*$/ 550 5.1.1 User unknown\n"}})
+				if p, code := s.probe(t, "--from", mallet); p.Closed || code != 1 && code != 5 {
+					t.Errorf("exit %d, closed: %v, open: %v", code, p.Closed, p.Open)
 				}
 			})
 		}

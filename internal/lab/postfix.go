@@ -226,7 +226,8 @@ func waitGreeting(t testing.TB, p *Program, addrs ...string) {
 			}
 			defer conn.Close()
 			// The whole greeting: hanging up on unread bytes is a reset, which
-			// servers log as trouble.
+			// servers log as trouble. One that dies of its configuration never greets.
+			conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 			_, err = bufio.NewReader(conn).ReadString('\n')
 			return err == nil
 		})

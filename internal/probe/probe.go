@@ -66,6 +66,11 @@ func (r *Result) Count(outcome string) (n int) {
 	return n
 }
 
+// Plain gives the outcome of the plainest try, an address at another site. The
+// other shapes may be refused as names that nobody has: without a refusal of
+// this one nothing is shown to be closed.
+func (r *Result) Plain() string { return r.Tries[0].Outcome }
+
 // ErrUnreachable says that the MTA couldn't be asked.
 var ErrUnreachable = errors.New("it can't be reached")
 
