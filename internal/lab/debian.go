@@ -261,7 +261,7 @@ func buildPackage(dir string) (deb string, err error) {
 	if err := os.MkdirAll(goCache, 0o755); err != nil {
 		return "", err
 	}
-	// -d: Go is not a package here.
+	// -d: build-essential brings a C compiler, which nothing here needs.
 	cmd := inRoot(d.build, "cd /usr/src/build/popgate && dpkg-buildpackage -d -b -us -uc >../log 2>&1 || { tail -n 40 ../log >&2; exit 1; }")
 	cmd.Env = append(cmd.Env, "LAB_GO="+goRoot, "LAB_GOCACHE="+goCache, "LAB_SOURCE="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
