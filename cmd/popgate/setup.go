@@ -149,7 +149,10 @@ func (s *setup) agreed() (bool, error) {
 	}
 	s.say("\nMake these changes? [yes/no] ")
 	answer, err := bufio.NewReader(s.e.stdin).ReadString('\n')
-	if err != nil && err != io.EOF { // the end of input is a no
+	if err == io.EOF && answer == "" { // /dev/null looks like a terminal
+		return false, failWith(exitUsage, errors.New("there was no answer; add --yes if the difference is right"))
+	}
+	if err != nil && err != io.EOF {
 		return false, err
 	}
 	return strings.EqualFold(strings.TrimSpace(answer), "yes"), nil
