@@ -221,3 +221,39 @@ func TestADomainThatIsNewOrGoneIsNeverRefused(t *testing.T) {
 		s.onlySubjects(t, "before")
 	})
 }
+
+// Whoever purges the package and forgets the MTA's configuration has a mail
+// server that puts mail off, before its restart and after.
+func TestAPurgedPackageLeavesNoRelayWhereTheMTAStillNamesIt(t *testing.T) {
+	purged := func(t *testing.T, s *site) {
+		s.login(t, alice)
+		before := s.SMTP(t, mallet)
+		s.popgate.Stop(t)
+		for _, dir := range []string{"/run/popgate", "/var/spool/postfix/popgate"} {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The milter's MTA puts off at MAIL already.
+		away := func(c *lab.Client, who string) {
+			t.Helper()
+			mail := c.Cmd("MAIL FROM:<sender@client.test>")
+			if r := c.Cmd("RCPT TO:<x@remote.test>"); r.Is(2) || !mail.Is(2) && !mail.Is(4) {
+				t.Errorf("%s: %v, %v", who, mail, r)
+			}
+			c.Close()
+		}
+		away(before, "on a connection from before")
+		away(s.SMTP(t, mallet), "on a new one")
+		if s.sendmail != nil {
+			s.sendmail.Restart(t)
+		} else {
+			command(t, "postfix", "reload")
+		}
+		away(s.SMTP(t, mallet), "after the MTA's restart")
+		away(s.SMTP(t, alice), "a client that had a grant")
+		s.onlyRelayed(t)
+	}
+	onBoth(t, setup{}, purged)
+	through(t, doors[:3], setup{hasty: true}, purged)
+}
