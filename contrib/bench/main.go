@@ -1,7 +1,7 @@
 // Command bench measures the popgate daemon on this machine, side by side with
 // yardsticks, and prints a table for docs/performance.md.
 //
-//	go run ./contrib/bench [-only start,rcpt,login,sweep,memory,together,testlog,attack] [-rounds N] [-grants N] [-quick]
+//	go run ./contrib/bench [-only start,rcpt,login,sweep,memory,together,testlog,attack] [-rounds N] [-grants N] [-idle N] [-quick]
 //
 // It builds the daemon and runs it as an administrator would: with a
 // configuration file, a log to watch, a state directory and its log in a pipe
@@ -69,6 +69,7 @@ func main() {
 	only := flag.String("only", strings.Join(names, ","), "what to measure")
 	flag.IntVar(&b.rounds, "rounds", 5, "turns that daemon and yardstick take")
 	flag.IntVar(&b.grants, "grants", 1_000_000, "grants that the daemon holds")
+	flag.IntVar(&b.idle, "idle", b.idle, "connections that wait while their memory is measured")
 	flag.BoolVar(&b.quick, "quick", false, "a look in a minute: fewer grants, fewer and shorter rounds")
 	flag.Parse()
 	if b.quick {
