@@ -67,6 +67,8 @@ func (k *checker) told(who, out, errs string, err error) {
 			}
 			break
 		}
+		// A line feed could make a further line that looks like a finding.
+		f.What, f.Text = strings.ReplaceAll(f.What, "\n", " "), strings.ReplaceAll(f.Text, "\n", " ")
 		k.findings = append(k.findings, f)
 	}
 	k.refused = k.refused || code == exitConfig

@@ -46,6 +46,16 @@ func TestADaemonsUserCannotSpeakToRootsTerminal(t *testing.T) {
 	}
 }
 
+func TestADaemonsUserCannotAddAFindingToRootsReport(t *testing.T) {
+	var out bytes.Buffer
+	k := &checker{e: &env{stdout: &out}}
+	k.told("popgate", `{"result":"WARN","what":"source a\nok    source b","text":"x\nok    source c"}`, "", nil)
+	k.report(false)
+	if got := strings.Count(out.String(), "\n"); got != 1 {
+		t.Errorf("%d lines of one finding: %q", got, out.String())
+	}
+}
+
 func TestADaemonsUserCannotFillRootsMemory(t *testing.T) {
 	u := &upTo{left: 8}
 	for range 1000 {

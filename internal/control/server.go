@@ -229,8 +229,8 @@ func (s *server) ask(w http.ResponseWriter, r *http.Request) {
 }
 
 // A list makes way after each so many grants, less than a millisecond's work.
-// It sleeps, because a processor that only yielded would take it up again
-// before it looked whether an MTA has asked, for 10 ms at a time.
+// It sleeps rather than yields: with lists that only yielded, answers to MTAs
+// took up to 10 ms, most likely until the runtime next looked for arrivals.
 const (
 	listBurst = 256
 	listPause = 100 * time.Microsecond
