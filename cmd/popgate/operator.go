@@ -217,7 +217,7 @@ func (d *daemon) statusOfSources(st *control.Status) {
 		switch {
 		case s.Status == relay.SourceDown:
 			st.Problems = append(st.Problems, "source "+s.Name+" is down: "+trouble(s.Name, s.Error))
-		case s.Status == relay.SourceStarting && d.env.now().Wall.Sub(s.Since) > longStart:
+		case s.Status == relay.SourceStarting && !s.Since.IsZero() && d.env.now().Wall.Sub(s.Since) > longStart:
 			why := "is still reading what was logged before; until it is done, strangers are put off instead of refused"
 			if s.Type == "syslog" {
 				why = "has had no message that counts since " + stampOf(s.Since) + "; does the syslog daemon send to it? popgate's log names who was turned away"

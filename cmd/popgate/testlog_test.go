@@ -264,6 +264,7 @@ func TestASourceThatNobodySendsToIsAProblemAfterAMinute(t *testing.T) {
 	}
 	s.serve(e)
 	s.want(0, "starting, 0 lines", "status")
+	s.until("the source has begun", func() bool { return strings.Contains(s.must("status", "--json"), `"type":"syslog"`) })
 	later.Store(int64(61 * time.Second))
 	s.want(5, "has had no message that counts since 2", "status")
 	s.want(5, "does the syslog daemon send to it?", "status")
