@@ -59,14 +59,23 @@ var trixie = sync.OnceValue(func() error {
 // that apt fetches every package needed.
 func unpackTrixie(root, apt string, packages []string) error {
 	if err := errors.Join(os.RemoveAll(root), os.RemoveAll(apt), os.MkdirAll(apt+"/state/lists/partial", 0o755), os.MkdirAll(apt+"/cache/archives/partial", 0o755),
-		os.WriteFile(apt+"/status", nil, 0o644),
-		os.WriteFile(apt+"/sources.list", []byte("deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main\n"), 0o644)); err != nil {
+		os.WriteFile(apt+"/status", nil, 0o644), os.Mkdir(apt+"/sources", 0o755)); err != nil {
 		return err
 	}
 	defer os.RemoveAll(apt)
-	options := []string{"-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none",
-		"-o", "Dir::Etc::sourcelist=" + apt + "/sources.list", "-o", "Dir::Etc::sourceparts=-",
-		"-o", "Dir::State=" + apt + "/state", "-o", "Dir::State::status=" + apt + "/status", "-o", "Dir::Cache=" + apt + "/cache"}
+	_, own, err := release()
+	if err != nil {
+		return err
+	}
+	var sources []string // none: the machine's own are Debian 13's
+	if own != "trixie" {
+		if _, err := aptSources(apt+"/sources", "trixie", own); err != nil {
+			return err
+		}
+		sources = []string{"-o", "Dir::Etc::sourcelist=/dev/null", "-o", "Dir::Etc::sourceparts=" + apt + "/sources"}
+	}
+	options := append(sources, "-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none",
+		"-o", "Dir::State="+apt+"/state", "-o", "Dir::State::status="+apt+"/status", "-o", "Dir::Cache="+apt+"/cache")
 	for _, what := range [][]string{{"update"}, append([]string{"install", "-y", "--no-install-recommends", "--download-only"}, packages...)} {
 		if _, err := command("apt-get", append(append([]string{}, options...), what...)...); err != nil {
 			return err
