@@ -1,7 +1,7 @@
 // Command bench measures the popgate daemon on this machine, side by side with
 // yardsticks, and prints a table for docs/performance.md.
 //
-//	go run ./contrib/bench [-only start,rcpt,login,sweep,memory,together,testlog,attack] [-rounds N] [-grants N] [-idle N] [-quick]
+//	go run ./contrib/bench [-only start,rcpt,sessions,login,sweep,memory,together,testlog,attack] [-rounds N] [-grants N] [-idle N] [-quick]
 //
 // It builds the daemon and runs it as an administrator would: with a
 // configuration file, a log to watch, a state directory and its log in a pipe
@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -39,9 +40,11 @@ type bench struct {
 	rcpts   int // in one turn
 	lines   int // in one turn
 	idle    int // connections
-	quick   bool
-	saved   string // the daemon's directory once grants are saved in it
-	report  report
+	// connections that ask at once, for one turn each
+	connections []int
+	quick       bool
+	saved       string // the daemon's directory once grants are saved in it
+	report      report
 }
 
 type measure struct {
@@ -52,6 +55,7 @@ type measure struct {
 var measures = []measure{
 	{"start", (*bench).start},
 	{"rcpt", (*bench).rcpt},
+	{"sessions", (*bench).sessions},
 	{"login", (*bench).login},
 	{"sweep", (*bench).sweep},
 	{"memory", (*bench).memory},
@@ -65,11 +69,22 @@ func main() {
 	for _, m := range measures {
 		names = append(names, m.name)
 	}
-	b := bench{rcpts: 100_000, lines: 400, idle: 5000}
+	b := bench{rcpts: 100_000, lines: 400, idle: 5000, connections: []int{1, 16, 256}}
 	only := flag.String("only", strings.Join(names, ","), "what to measure")
 	flag.IntVar(&b.rounds, "rounds", 5, "turns that daemon and yardstick take")
 	flag.IntVar(&b.grants, "grants", 1_000_000, "grants that the daemon holds")
 	flag.IntVar(&b.idle, "idle", b.idle, "connections that wait while their memory is measured")
+	flag.Func("connections", "how many connections ask for recipients at once, a list (default 1,16,256)", func(list string) error {
+		b.connections = nil
+		for one := range strings.SplitSeq(list, ",") {
+			n, err := strconv.Atoi(one)
+			if err != nil || n < 1 {
+				return fmt.Errorf("%q is no number of connections", one)
+			}
+			b.connections = append(b.connections, n)
+		}
+		return nil
+	})
 	flag.BoolVar(&b.quick, "quick", false, "a look in a minute: fewer grants, fewer and shorter rounds")
 	flag.Parse()
 	if b.quick {

@@ -107,6 +107,7 @@ func (b *bench) gateYardstick() (*process, error) {
 	if err := b.command("cc", "-O2", "-Wall", "-o", binary, source, "-lmilter", "-lpthread"); err != nil {
 		return nil, fmt.Errorf("the yardstick needs a C compiler and libmilter (apt-get install gcc libc6-dev libmilter-dev): %w", err)
 	}
+	_ = os.Remove(socket) // of a yardstick before this one
 	p, err := launch(exec.CommandContext(b.ctx, binary, socket), socket)
 	if err != nil {
 		return nil, err

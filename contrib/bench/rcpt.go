@@ -19,7 +19,21 @@ type turn struct {
 }
 
 // rcpt measures what a recipient costs, beside a filter that knows the answers.
-func (b *bench) rcpt() (err error) {
+func (b *bench) rcpt() error {
+	var loads []load
+	for _, n := range b.connections {
+		loads = append(loads, load{connections: n, rcpts: b.rcpts, grants: b.grants, session: longSessions})
+	}
+	return b.ask(loads)
+}
+
+// sessions measures what a session of one message costs, connection and all.
+func (b *bench) sessions() error {
+	return b.ask([]load{{connections: 16, rcpts: b.rcpts / 5, grants: b.grants, session: shortSessions}})
+}
+
+// ask puts loads on the daemon and on the yardstick.
+func (b *bench) ask(loads []load) (err error) {
 	yardstick, err := b.gateYardstick()
 	if err != nil {
 		return err
@@ -37,26 +51,20 @@ func (b *bench) rcpt() (err error) {
 	if err := d.holding(b.grants); err != nil {
 		return err
 	}
-	wrong := 0
-	for _, connections := range []int{1, 16, 256} {
-		n, err := b.sideBySide(load{connections: connections, rcpts: b.rcpts, grants: b.grants, session: longSessions}, d.process, yardstick)
+	wrong, asked := 0, 0
+	for _, l := range loads {
+		n, err := b.sideBySide(l, d.process, yardstick)
 		if err != nil {
 			return err
 		}
-		wrong += n
+		wrong, asked = wrong+n, asked+2*(b.rounds+1)*l.rcpts
 	}
-	short := load{connections: 16, rcpts: b.rcpts / 5, grants: b.grants, session: shortSessions}
-	n, err := b.sideBySide(short, d.process, yardstick)
-	if err != nil {
-		return err
-	}
-	wrong += n
 	memory, err := d.memory()
 	if err != nil {
 		return err
 	}
 	b.report.add("wrong answers", atMost(0, 0), "%.0f", float64(wrong), "of %d, each looked at; %d log lines dropped",
-		2*(b.rounds+1)*(3*b.rcpts+short.rcpts), d.log.dropped.Load())
+		asked, d.log.dropped.Load())
 	b.report.add("resident memory under this load", limit{}, "%.0f MB", memory/1e6, "%d grants", b.grants)
 	if wrong > 0 {
 		return fmt.Errorf("%d wrong answers", wrong)
