@@ -132,7 +132,11 @@ func oldest[V any](of map[string]V, at func(V) (time.Time, bool)) string {
 // can only be asked say, and DomainUnsure where nobody could say, be it that a
 // table did not answer or that a list could not be read yet. It may take
 // seconds; the context ends it early.
-func (s *Set) Ask(ctx context.Context, domain string) relay.Match {
+func (s *Set) Ask(ctx context.Context, domain string) relay.Match { return s.AskFor(ctx, domain, nil) }
+
+// AskFor is Ask for a connection that has others to answer meanwhile: it is told
+// before an answer must be waited for.
+func (s *Set) AskFor(ctx context.Context, domain string, w *relay.Waits) relay.Match {
 	v := s.view.Load()
 	m := v.domains.Match(domain)
 	if m >= relay.DomainFound {
@@ -146,7 +150,7 @@ func (s *Set) Ask(ctx context.Context, domain string) relay.Match {
 	case len(v.tables) > 0 && !ok:
 		return max(m, relay.DomainUnsure)
 	case len(v.tables) > 0:
-		m = max(m, s.answer(ctx, v.tables, ascii))
+		m = max(m, s.answer(ctx, v.tables, ascii, w))
 	case ok && s.answers.vanished(nil, ascii, s.o.Now()): // with the table that knew it
 		m = max(m, relay.DomainVanished)
 	}
@@ -168,7 +172,7 @@ func askable(domain string) (string, bool) {
 }
 
 // answer gives the kept answer or fetches one. Many may wait for one fetch.
-func (s *Set) answer(ctx context.Context, tables []table, ascii string) relay.Match {
+func (s *Set) answer(ctx context.Context, tables []table, ascii string, w *relay.Waits) relay.Match {
 	a := &s.answers
 	a.mu.Lock()
 	if a.of == nil {
@@ -190,6 +194,12 @@ func (s *Set) answer(ctx context.Context, tables []table, ascii string) relay.Ma
 		was = now
 	}
 	a.mu.Unlock()
+	select {
+	case <-was.done:
+		return was.match
+	default:
+		w.Block()
+	}
 	select {
 	case <-was.done:
 		return was.match

@@ -355,7 +355,10 @@ func TestRulesSwapUnderEveryQuestion(t *testing.T) {
 // slow is a table that takes its time.
 type slow struct{ d time.Duration }
 
-func (s slow) Ask(context.Context, string) relay.Match { time.Sleep(s.d); return relay.DomainOther }
+func (s slow) AskFor(context.Context, string, *relay.Waits) relay.Match {
+	time.Sleep(s.d)
+	return relay.DomainOther
+}
 
 func TestGrantThatEndsWhileATableIsAskedIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -377,7 +380,9 @@ func TestGrantThatEndsWhileATableIsAskedIsOver(t *testing.T) {
 
 type table map[string]relay.Match
 
-func (tb table) Ask(_ context.Context, domain string) relay.Match { return tb[domain] }
+func (tb table) AskFor(_ context.Context, domain string, _ *relay.Waits) relay.Match {
+	return tb[domain]
+}
 
 func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -61,6 +61,7 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 			g.waiting.leave(key, f.Client, w, 0)
 			return true
 		}
+		q.Waits.Block()
 		select {
 		case <-w.woken:
 			continue

@@ -30,6 +30,19 @@ type Query struct {
 type Waits struct {
 	Transaction bool  // this transaction has waited
 	Count       uint8 // waits in this connection
+	Asker       Asker // nil: nobody minds how long an answer takes
+}
+
+// Asker is a door's connection that has others to answer meanwhile. It is told
+// before an answer has to wait, for whatever it is, by the goroutine that waits.
+type Asker interface{ Blocks() }
+
+// Block tells the door that an answer is about to wait. It may be called more
+// than once for one answer.
+func (w *Waits) Block() {
+	if w != nil && w.Asker != nil {
+		w.Asker.Blocks()
+	}
 }
 
 // Begin starts a new transaction.
@@ -94,9 +107,29 @@ func (r *Rules) Reply(d Decision, client netip.Addr) Reply {
 		if client.IsValid() {
 			name = client.String()
 		}
-		text := strings.NewReplacer("{client}", name, "{url}", r.Reject.URL).Replace(r.Reject.Text)
-		return Reply{Code: r.Reject.Code, Enhanced: r.Reject.Enhanced, Text: text}
+		return Reply{Code: r.Reject.Code, Enhanced: r.Reject.Enhanced, Text: fill(r.Reject.Text, name, r.Reject.URL)}
 	default:
 		return Later
+	}
+}
+
+// fill puts values in the place of the placeholders. What is in a value is never
+// taken for one.
+func fill(text, client, url string) string {
+	b := make([]byte, 0, len(text)+len(client)+len(url))
+	for {
+		before, rest, found := strings.Cut(text, "{")
+		b = append(b, before...)
+		switch {
+		case !found:
+			return string(b)
+		case strings.HasPrefix(rest, "client}"):
+			b, rest = append(b, client...), rest[len("client}"):]
+		case strings.HasPrefix(rest, "url}"):
+			b, rest = append(b, url...), rest[len("url}"):]
+		default:
+			b = append(b, '{')
+		}
+		text = rest
 	}
 }
