@@ -4,131 +4,132 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
+	"syscall"
 
 	gomilter "github.com/emersion/go-milter"
 )
 
-const (
-	firstBuffer = 512  // holds the packets of one command of either MTA
-	keepBuffer  = 1024 // the largest an idle connection keeps
-)
+const firstBuffer = 512 // holds the packets of one command of either MTA
 
-// spare are buffers that no connection needs at the moment.
-var spare = sync.Pool{New: func() any { return new([firstBuffer]byte) }}
-
-func borrow() []byte    { return spare.Get().(*[firstBuffer]byte)[:] }
-func giveBack(b []byte) { spare.Put((*[firstBuffer]byte)(b)) }
-
-// conn is a connection as the library sees it: Read gives whole packets that
-// were checked before, and then io.EOF; Write never fails. So the library,
-// which reads twice a packet, knows no deadline and writes every trouble to
-// the global log, has nothing to complain of.
-//
-// All but ended and phase belongs to the goroutine of the connection, which is
-// the library's.
+// conn is one connection of an MTA's: the packets it has sent, checked before
+// anybody sees them, and what is known from them. It belongs to the worker that
+// answers its packet, and between packets to whoever waits for the next one;
+// only ended and phase are everybody's.
 type conn struct {
-	net.Conn
 	listener *listener
-	socket   *socket       // the same connection; nil: Conn is no socket
+	loop     *loop         // that waits for its packets; nil: wire does
+	fd       int32         // its socket, where loop waits
+	full     bool          // loop waits for room in the socket, and for nothing else
+	wire     net.Conn      // its socket, where there is no loop
 	peer     netip.Addr    // the MTA's host, zero on a unix socket
 	phase    atomic.Uint64 // what it is doing and since which tick, see phase
 	ended    atomic.Bool   // nothing more is read or written
 	last     bool          // the packet being answered is the last one
+	worker   *worker       // that answers its packet, or answered the last one
 
-	buf        []byte // nil before the first packet
+	buf        []byte // nil while nothing is in it
 	start, end int    // what was read and not handed over lies between
-	hand       int    // how much of the packet at start is still to be handed over
 	skip       int    // how much behind it is to be thrown away
+	unsent     []byte // of an answer the socket had no room for
 
 	negotiated, connected bool
 	offer                 offer
 	argument              []byte     // its first string; good until the next packet
 	client                netip.Addr // from the CONNECT packet
-	macros                macroSet
+	macros                *macroSet  // nil: none were sent
 
 	session session
 }
 
-func newConn(nc net.Conn, l *listener, peer netip.Addr) *conn {
-	c := &conn{Conn: nc, listener: l, peer: peer,
-		socket: newSocket(nc)}
+func newConn(l *listener) *conn {
+	c := &conn{listener: l}
 	c.session.conn = c
 	c.begin(idle)
 	return c
 }
 
-// Read hands over what is left of the packet, or the next one. The library asks
-// for the length first and then for the rest.
-//
-// While a connection waits, nothing of ours is on its stack but Read itself: a
-// little less than 1.2 KiB are in use then, and the collector, which halves a
-// stack only when a quarter of it is enough, leaves 4 KiB instead of 8.
-func (c *conn) Read(p []byte) (int, error) {
-	if c.hand == 0 {
-		c.argument = nil
-		c.macros.clear() // they were the last command's
-		for !c.take() {
-			if c.last || c.ended.Load() {
-				return 0, io.EOF
-			}
-			var got int
-			if s := c.await(); s != nil {
-				_ = s.raw.Read(s.read) // of an error nothing was got
-				got = s.got
-				if s.lend {
-					c.buf = s.to
-				}
-			} else {
-				got, _ = c.Conn.Read(c.buf[c.end:])
-			}
-			if !c.received(got) {
-				return 0, io.EOF
-			}
-		}
-	}
-	n := copy(p, c.buf[c.start:c.start+c.hand])
-	c.start += n
-	c.hand -= n
-	return n, nil
-}
-
-// take looks for the next packet the library is to see in what was read. It
-// answers false when the connection has ended or more must be read, for which
-// there is room then.
-func (c *conn) take() bool {
-	for !c.last && !c.ended.Load() {
+// take gives the next packet the library is to see, out of what was read; it is
+// good until the next one. nil: the connection is over, its last answer has not
+// gone out yet, or more must be read, for which there is room then.
+func (c *conn) take() []byte {
+	for !c.last && !c.ended.Load() && len(c.unsent) == 0 {
 		length, ok := c.whole()
 		if !ok {
-			return false
+			return nil
 		}
 		packet := c.buf[c.start:min(c.end, c.start+lengthSize+length)]
-		code := packet[lengthSize]
-		data := packet[lengthSize+1:]
+		code, data := packet[lengthSize], packet[lengthSize+1:]
 		switch treat(code) {
 		case drop:
-			if !c.negotiated || !c.macros.parse(data) {
-				return c.bad()
-			}
 			c.start += len(packet)
+			if !c.negotiated || !c.keepMacros(data) {
+				c.bad()
+				return nil
+			}
 			continue
 		case cut:
 			binary.BigEndian.PutUint32(packet, 1)
 			packet, c.skip = packet[:lengthSize+1], length-1
 		}
+		c.start += len(packet)
 		if !c.check(gomilter.Code(code), data) {
-			return c.bad()
+			c.bad()
+			return nil
 		}
-		c.hand = len(packet)
 		c.enter(answering)
-		return true
+		if !c.answered(gomilter.Code(code)) {
+			return packet
+		}
 	}
-	return false
+	return nil
+}
+
+// answered deals with what the library needn't be asked for: the end, and a
+// negotiation with an MTA that offers what another has offered before.
+func (c *conn) answered(code gomilter.Code) bool {
+	switch code {
+	case gomilter.CodeQuit:
+		c.last = true
+	case gomilter.CodeOptNeg:
+		n := c.listener.server.negotiation.Load()
+		if n == nil || n.offer != c.offer {
+			return false
+		}
+		c.send(n.answer)
+	default:
+		return false
+	}
+	return true
+}
+
+// done forgets the packet that has been answered, and the macros sent for it.
+func (c *conn) done() {
+	c.argument = nil
+	if c.macros != nil {
+		c.macros.giveBack()
+		c.macros = nil
+	}
+}
+
+// keepMacros takes a macro packet in, for the command that follows.
+func (c *conn) keepMacros(data []byte) bool {
+	if c.macros == nil {
+		c.macros = borrowMacros()
+	}
+	return c.macros.parse(data)
+}
+
+// macrosFor gives what the MTA told with the command being answered: the macro
+// packet just before it, if that was meant for it.
+func (c *conn) macrosFor(code gomilter.Code) *macroSet {
+	if c.macros == nil || c.macros.stage != byte(code) {
+		return &noMacros
+	}
+	return c.macros
 }
 
 // whole says whether the next packet has been read, and gives its length, the
@@ -152,7 +153,7 @@ func (c *conn) whole() (length int, ok bool) {
 	return int(size), kind == cut || c.has(lengthSize+int(size))
 }
 
-// check looks at a packet the library is to see.
+// check looks at a packet before it is answered.
 func (c *conn) check(code gomilter.Code, data []byte) bool {
 	if c.negotiated == (code == gomilter.CodeOptNeg) { // first, and only once
 		return false
@@ -174,15 +175,6 @@ func (c *conn) check(code gomilter.Code, data []byte) bool {
 	return ok
 }
 
-// macrosFor gives what the MTA told with the command being answered: the macro
-// packet just before it, if that was meant for it.
-func (c *conn) macrosFor(code gomilter.Code) *macroSet {
-	if c.macros.stage != byte(code) {
-		c.macros.clear()
-	}
-	return &c.macros
-}
-
 // has says whether need bytes have been read, and makes room for them if not.
 func (c *conn) has(need int) bool {
 	if c.end-c.start >= need {
@@ -192,79 +184,90 @@ func (c *conn) has(need int) bool {
 	return false
 }
 
-// makeRoom makes the buffer able to hold need bytes, and small again when
-// there is nothing in it.
+// makeRoom makes the buffer able to hold need bytes. An empty one is given back.
 func (c *conn) makeRoom(need int) {
-	if c.start == c.end {
-		c.start, c.end = 0, 0
-		if (c.buf == nil || len(c.buf) > keepBuffer) && need <= firstBuffer {
-			c.buf = borrow()
-		}
-	}
+	c.lend()
 	to := c.buf
-	if need > len(to) {
+	switch {
+	case to == nil && need <= firstBuffer, c.start+need <= len(to):
+		return
+	case need > len(to):
 		size := firstBuffer
 		for size < need {
 			size *= 2
 		}
 		to = make([]byte, size)
-	} else if c.start+need <= len(to) {
-		return
 	}
 	c.start, c.end, c.buf = 0, copy(to, c.buf[c.start:c.end]), to
 }
 
-// await notes what is waited for, and makes the socket ready to read it.
-func (c *conn) await() *socket {
-	if c.begun() {
-		c.enter(receiving)
-	} else {
-		c.enter(idle)
+// lend gives a buffer with nothing in it to whoever needs one. While a
+// connection waits it has none.
+func (c *conn) lend() {
+	if c.start < c.end {
+		return
 	}
-	if c.socket != nil {
-		c.socket.to, c.socket.got = c.buf[c.end:], 0
-		c.socket.lend = c.start == c.end && len(c.socket.to) == firstBuffer
+	if len(c.buf) == firstBuffer {
+		giveBack(c.buf)
 	}
-	return c.socket
+	c.start, c.end, c.buf = 0, 0, nil
+}
+
+// room is where the next read goes.
+func (c *conn) room() []byte {
+	if c.buf == nil {
+		c.buf = borrow()
+	}
+	return c.buf[c.end:]
 }
 
 // begun says whether a part of a packet was read whose rest must follow.
 func (c *conn) begun() bool { return c.start < c.end || c.skip > 0 }
 
-// received takes in what one read gave.
+// waits notes that more must be read.
+func (c *conn) waits() {
+	if c.begun() {
+		c.enter(receiving)
+	} else {
+		c.enter(idle)
+	}
+}
+
+// received takes in what one read gave; nothing is the end.
 func (c *conn) received(n int) bool {
-	c.end += n
 	if n > 0 {
+		c.end += n
 		return true
 	}
 	if c.begun() && !c.listener.draining.Load() {
 		c.bad() // cut short, and not by us
 	}
+	c.ended.Store(true)
 	return false
 }
 
-// Write sends what the library itself has to say, which is the answer to the
-// negotiation. It never fails, see send.
-func (c *conn) Write(p []byte) (int, error) {
-	c.send(c.offer.mask(p))
-	return len(p), nil
-}
+// over says whether nothing more is to be read or written.
+func (c *conn) over() bool { return c.ended.Load() || c.last && len(c.unsent) == 0 }
 
-// send writes a whole packet. What can't be sent ends the connection, which the
-// library learns by its next read.
+// send writes a whole packet. What can't be sent ends the connection.
 func (c *conn) send(packet []byte) {
-	c.enter(writing)
-	if _, err := c.Conn.Write(packet); err != nil && !c.ended.Swap(true) {
-		c.listener.server.counts.unsent.Add(1)
+	var err error
+	if c.loop != nil {
+		err = c.loop.write(c, packet)
+	} else {
+		c.enter(writing)
+		_, err = c.wire.Write(packet)
+	}
+	if err != nil {
+		c.broken()
 	}
 }
 
-// Close ends the connection; the library calls it once it has done with it.
-func (c *conn) Close() error {
-	c.ended.Store(true)
-	err := c.Conn.Close()
-	c.listener.forget(c)
-	return err
+// broken counts an answer that could not be sent, which ends the connection.
+func (c *conn) broken() {
+	if !c.ended.Swap(true) {
+		c.listener.server.counts.unsent.Add(1)
+	}
 }
 
 // bad counts a packet that ends the connection. It answers false, for the
@@ -276,10 +279,39 @@ func (c *conn) bad() bool {
 	return false
 }
 
+// Blocks is told by the judge that the answer will take time.
+func (c *conn) Blocks() { c.loop.stepAside(c.worker) }
+
 // panicked ends the connection after the packet that is being answered.
 func (c *conn) panicked(v any) {
 	s := c.listener.server
 	s.counts.panics.Add(1)
 	s.lastPanic.Store(new(fmt.Sprintf("%v\n%s", v, debug.Stack())))
 	c.last = true
+}
+
+// close ends the connection. Its socket is closed last: until nobody knows the
+// connection any more its number can't be another's.
+func (c *conn) close() {
+	c.ended.Store(true)
+	c.done()
+	if c.loop != nil {
+		c.loop.forget(c)
+	}
+	c.listener.forget(c)
+	if c.wire != nil {
+		_ = c.wire.Close()
+	} else {
+		_ = syscall.Close(int(c.fd))
+	}
+}
+
+// breakOff ends a connection from outside, which whoever waits for it then
+// notices. The listener's lock is held, so that the connection is still known.
+func (c *conn) breakOff() {
+	if c.wire != nil {
+		_ = c.wire.Close()
+	} else {
+		_ = syscall.Shutdown(int(c.fd), syscall.SHUT_RDWR)
+	}
 }

@@ -19,7 +19,13 @@
 // It does not authenticate the MTA: whoever can open the socket can ask, and
 // is believed about who the client is.
 //
-// The protocol engine is github.com/emersion/go-milter, one server for each
-// connection. It reads through conn, which hands it whole, checked packets, so
-// that the library's own complaints, which go to the global log, never arise.
+// The protocol engine is github.com/emersion/go-milter. A session of its reads
+// from a worker, which hands it whole, checked packets, so that the library's own
+// complaints, which go to the global log, never arise:
+//
+//	MTA ─▶ socket ─▶ loop ─▶ conn ─▶ worker ─▶ library ─▶ session ─▶ Judge
+//	                (epoll) (packets)                   (of the conn)
+//
+// A loop waits for many connections with one worker. One that waits costs its
+// conn and nothing else: no goroutine, no stack, no buffer.
 package milter

@@ -31,15 +31,9 @@ func (l *listener) endOverdue(now uint64, t *timing) {
 	for c := range l.conns {
 		if c.overdue(now, &t.allowed) && !c.ended.Swap(true) {
 			l.server.counts.timeouts.Add(1)
-			_ = c.Conn.Close() // wakes its goroutine, which does the rest
+			c.breakOff()
 		}
 	}
-}
-
-// hangUp makes the connection end as soon as nothing is being answered.
-func (c *conn) hangUp() {
-	// Reading fails from now on, and writing does not.
-	_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
 }
 
 // drain ends all connections: the idle ones at once, the others when the
@@ -48,9 +42,14 @@ func (c *conn) hangUp() {
 // send its answer.
 func (l *listener) drain(stopJudging context.CancelFunc) {
 	l.draining.Store(true)
+	for _, p := range l.loops {
+		p.rouse()
+	}
 	l.mu.Lock()
 	for c := range l.conns {
-		c.hangUp()
+		if c.wire != nil { // reading fails from now on, and writing does not
+			_ = c.wire.SetReadDeadline(time.Unix(1, 0))
+		}
 	}
 	l.mu.Unlock()
 
@@ -65,11 +64,30 @@ func (l *listener) drain(stopJudging context.CancelFunc) {
 	l.mu.Lock()
 	for c := range l.conns {
 		c.ended.Store(true)
-		_ = c.Conn.Close()
+		c.breakOff()
 	}
 	l.mu.Unlock()
 	// Only a judge that ignores its context can still hold one.
 	l.wait(limit / 4)
+}
+
+// stopLoops ends the loops, and waits for those that are ended by their workers
+// at once: one whose worker is held by a judge that can't be told is left to it.
+func (l *listener) stopLoops(patience time.Duration) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for _, p := range l.loops {
+		p.stopped.Store(true)
+		p.rouse()
+	}
+	for _, p := range l.loops {
+		select {
+		case <-p.ended:
+			p.release()
+		case <-timer.C:
+			return
+		}
+	}
 }
 
 // wait waits until no connection is left, but no longer than d.

@@ -27,8 +27,11 @@ type macroSet struct {
 	from  [numMacros]uint16
 }
 
-// keepMacros is the room for values that an idle connection keeps.
+// keepMacros is the room for values that is kept for the next packet.
 const keepMacros = 512
+
+// noMacros is what was told where nothing was. It is never written.
+var noMacros macroSet
 
 // clear forgets the packet.
 func (m *macroSet) clear() {

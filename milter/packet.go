@@ -74,7 +74,7 @@ func parseOffer(data []byte) (offer, bool) {
 // offer.
 func (o offer) mask(packet []byte) []byte {
 	const head = lengthSize + 1 + 12
-	if len(packet) < head || gomilter.Code(packet[lengthSize]) != gomilter.CodeOptNeg {
+	if len(packet) < head {
 		return packet
 	}
 	actions, protocol := packet[lengthSize+5:][:4], packet[lengthSize+9:][:4]

@@ -1,16 +1,17 @@
 package milter
 
 import (
+	"cmp"
 	"context"
-	"io"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	gomilter "github.com/emersion/go-milter"
 
 	"popgate/internal/listen"
 	"popgate/internal/relay"
@@ -31,6 +32,11 @@ type Judge interface {
 
 // Options bound what MTAs may take. Zero fields have the defaults.
 type Options struct {
+	// Loops is how many packets are answered at one time, for each listener; those
+	// that wait for something are not counted. One answers a hundred thousand a
+	// second, and two share what one would do in fewer wake-ups. Default: one for
+	// each four goroutines that may run at one time (GOMAXPROCS), at most 8.
+	Loops           int
 	MaxConns        int           // in all; default 16384
 	MaxConnsPerPeer int           // from one address over TCP; default 8192
 	IdleTimeout     time.Duration // between two packets; default 7210s, as in libmilter: longer than an MTA waits for its client
@@ -43,6 +49,7 @@ type Options struct {
 }
 
 func (o *Options) setDefaults() {
+	setDefault(&o.Loops, min(max(1, runtime.GOMAXPROCS(0)/4), maxLoops))
 	setDefault(&o.MaxConns, 16384)
 	setDefault(&o.MaxConnsPerPeer, 8192)
 	setDefault(&o.IdleTimeout, 7210*time.Second)
@@ -68,6 +75,8 @@ type Server struct {
 	counts    counts
 	lastPanic atomic.Pointer[string] // not yet reported
 
+	negotiation atomic.Pointer[negotiation]
+
 	mu       sync.Mutex
 	reported Stats // what the last summary said
 	summary  time.Time
@@ -86,6 +95,13 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	judging, stopJudging := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopJudging()
 	l := newListener(s, judging)
+	take := l.serve
+	if own, ok := newSockets(ln); ok {
+		if err := l.startLoops(own); err != nil {
+			return errors.Join(err, own.Close())
+		}
+		ln, take = own, func(nc net.Conn) { l.admit(nc.(*arrival)) } // nothing else comes from sockets
+	}
 
 	housekept := make(chan struct{})
 	var keeper sync.WaitGroup
@@ -94,11 +110,12 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer close(housekept)
 
 	unhook := context.AfterFunc(ctx, func() { _ = ln.Close() })
-	err := listen.Accept(ctx, ln, s.options.Log.With("door", "milter"), func() { s.counts.acceptErrors.Add(1) }, l.serve)
+	err := listen.Accept(ctx, ln, s.options.Log.With("door", "milter"), func() { s.counts.acceptErrors.Add(1) }, take)
 	if unhook() {
 		_ = ln.Close()
 	}
 	l.drain(stopJudging)
+	l.stopLoops(s.options.DrainTimeout / 4)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -115,33 +132,69 @@ type listener struct {
 	mu    sync.Mutex
 	conns map[*conn]struct{}
 	empty chan struct{} // told when the last connection ends
+
+	loops []*loop // never changes while connections are taken
 }
 
 func newListener(s *Server, judging context.Context) *listener {
 	return &listener{server: s, judging: judging, conns: map[*conn]struct{}{}, empty: make(chan struct{}, 1)}
 }
 
-// serve hands one connection to a library server of its own, so that its
-// NewMilter can give the same session for as long as the connection lasts.
-// The library's Serve returns at once, with its own goroutine at work. Its
-// Close is never called: it would race with Serve, and closes only listeners.
+// serve gives a connection a worker of its own.
 func (l *listener) serve(nc net.Conn) {
-	peer, ok := l.server.room.Enter(nc)
-	if !ok {
-		_ = nc.Close()
+	c := newConn(l)
+	c.wire = nc
+	if l.enter(nc, c) {
+		employ(alone{c})
+	}
+}
+
+// admit leaves an arrival to the loop that watches the fewest connections.
+func (l *listener) admit(a *arrival) {
+	p := slices.MinFunc(l.loops, func(p, q *loop) int { return cmp.Compare(p.watched.Load(), q.watched.Load()) })
+	c := newConn(l)
+	c.fd, c.loop, c.session.waits.Asker = int32(a.fd), p, c
+	if !l.enter(a, c) {
 		return
 	}
-	c := newConn(nc, l, peer)
-	l.mu.Lock()
-	l.conns[c] = struct{}{}
-	l.mu.Unlock()
-	library := gomilter.Server{
-		NewMilter: func() gomilter.Milter { return &c.session },
-		Actions:   wantActions,
-		Protocol:  refuseStages,
-		SymList:   symList,
+	a.prepare()
+	if !p.watch(c) {
+		c.close()
 	}
-	_ = library.Serve(&once{conn: c}) // always the error of once
+}
+
+// enter takes in a connection that may come in, and closes another.
+func (l *listener) enter(nc net.Conn, c *conn) (ok bool) {
+	if c.peer, ok = l.server.room.Enter(nc); !ok {
+		_ = nc.Close()
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[c] = struct{}{}
+	return true
+}
+
+// maxLoops bounds what Options.Loops is by default.
+const maxLoops = 8
+
+// startLoops makes the loops, all of them before the first begins.
+func (l *listener) startLoops(door *sockets) error {
+	for range l.server.options.Loops {
+		p, err := newLoop(l, door)
+		if err != nil {
+			for _, p := range l.loops {
+				p.release()
+			}
+			return err
+		}
+		l.loops = append(l.loops, p)
+	}
+	door.loops = l.loops
+	for _, p := range l.loops {
+		employ(p)
+	}
+	return nil
 }
 
 // forget takes note that a connection has ended.
@@ -160,18 +213,3 @@ func (l *listener) forget(c *conn) {
 		l.server.room.Leave(c.peer)
 	}
 }
-
-// once is a listener with one connection.
-type once struct{ conn net.Conn }
-
-func (o *once) Accept() (net.Conn, error) {
-	c := o.conn
-	if c == nil {
-		return nil, io.EOF
-	}
-	o.conn = nil
-	return c, nil
-}
-
-func (o *once) Close() error   { return nil }
-func (o *once) Addr() net.Addr { return nil }

@@ -151,7 +151,7 @@ func listenOn(a config.Address, mode fs.FileMode, group string) (net.Listener, e
 	// The socket is made with no rights and opened up when it is as it should
 	// be, so that nobody connects in between.
 	old := syscall.Umask(0o777)
-	l, err := net.Listen("unix", a.Address)
+	l, err := listen.ListenUnix(a.Address)
 	syscall.Umask(old)
 	if err != nil {
 		return nil, err

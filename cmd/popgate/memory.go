@@ -26,6 +26,19 @@ func tuneMemory(cfg *config.Config) {
 	}
 }
 
+// tuneProcessors lets twice as many goroutines run at one time as there are
+// processors, where the operator has not said how many (GOMAXPROCS). Who answers
+// MTAs sleeps in the kernel, and is woken by it; with a place of his own he goes
+// on at once, be the processors as busy as they like with lists, logs or the
+// collector, and the kernel is a better judge of who was waiting than the
+// runtime, which lets everybody go on for 10 ms. For the same reason the runtime
+// need not take places away from those who sleep, which costs more than a place.
+var tuneProcessors = sync.OnceFunc(func() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
+	}
+})
+
 const garbageRoom = 256 << 20 // bytes of garbage between two collections of a large heap
 
 func gcPercent(live uint64) int {

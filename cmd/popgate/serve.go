@@ -32,6 +32,7 @@ func newServe(e *env, g *global) *cobra.Command {
 				defer signal.Stop(hup)
 				e.hangup = hup
 			}
+			tuneProcessors()
 			tuneMemory(cfg)
 			d, err := newDaemon(c.Context(), e, g.config, cfg)
 			if err != nil {

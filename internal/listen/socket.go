@@ -8,6 +8,26 @@ import (
 	"syscall"
 )
 
+// Unix is a listener on a unix socket whose file goes with it: when Close is
+// called, even if what the runtime keeps of the listener was closed before.
+type Unix struct{ *net.UnixListener }
+
+// ListenUnix makes a unix socket and listens on it.
+func ListenUnix(path string) (Unix, error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return Unix{}, err
+	}
+	l.SetUnlinkOnClose(false)
+	return Unix{l}, nil
+}
+
+// Close ends the listening and removes the socket's file.
+func (u Unix) Close() error {
+	err := os.Remove(u.Addr().String())
+	return errors.Join(u.UnixListener.Close(), err)
+}
+
 // ClearSocket takes away a unix socket that was left behind. One at which
 // anybody may still listen stays, and is an error that says what to do; so is
 // whatever else has its place.
