@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -118,19 +119,39 @@ func (c *Client) Reload(ctx context.Context) (a ReloadAnswer, err error) {
 // List calls each for every grant, next to expire first, until it answers an
 // error.
 func (c *Client) List(ctx context.Context, each func(Grant) error) error {
+	return c.ListJSON(ctx, func(line []byte) error {
+		var g Grant
+		if err := json.Unmarshal(line, &g); err != nil {
+			return fmt.Errorf("control socket %s: %w", c.path, err)
+		}
+		return each(g)
+	})
+}
+
+// ListJSON is List with each grant as one line of JSON, as the daemon has
+// spelled it; it is good until the next.
+func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) error {
 	resp, err := c.send(ctx, "GET", "/list", nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	for d := json.NewDecoder(resp.Body); ; {
-		var g Grant
-		if err := d.Decode(&g); errors.Is(err, io.EOF) {
+	lines := bufio.NewReaderSize(resp.Body, 64<<10)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			var rest []byte
+			line = bytes.Clone(line)
+			rest, err = lines.ReadBytes('\n')
+			line = append(line, rest...)
+		}
+		switch {
+		case errors.Is(err, io.EOF) && len(line) == 0:
 			return nil
-		} else if err != nil {
+		case err != nil:
 			return fmt.Errorf("control socket %s: the list broke off: %w", c.path, err)
 		}
-		if err := each(g); err != nil {
+		if err := each(line[:len(line)-1]); err != nil {
 			return err
 		}
 	}

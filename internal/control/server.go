@@ -250,7 +250,7 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
 	buf := bufio.NewWriterSize(w, 32<<10)
-	enc := json.NewEncoder(buf)
+	var line []byte
 	i := 0
 	for g := range s.daemon.Grants() {
 		if i++; i%1024 == 1 {
@@ -259,7 +259,8 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 				return
 			}
 		}
-		if enc.Encode(FromGrant(g)) != nil {
+		line = append(appendGrant(line[:0], &g), '\n')
+		if _, err := buf.Write(line); err != nil {
 			return
 		}
 		if i%listBurst == 0 {
