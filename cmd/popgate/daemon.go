@@ -53,6 +53,7 @@ type daemon struct {
 	notice    atomic.Pointer[string] // why the last reload was refused
 	doubtful  chan gate.Record       // recipients put off as unsure, for the notices
 	watchers  control.Watchers
+	woken     atomic.Bool // a client that waited for its login has been woken just now
 }
 
 // newDaemon asks for everything that can be refused before anything runs.
@@ -178,7 +179,6 @@ func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
 // feed hands a batch to all who follow the ledger. It runs under the ledger's
 // lock: nothing here may block.
 func (d *daemon) feed(b relay.Batch) {
-	d.gate.Follow(b) // first: somebody may be waiting
 	if d.watchers.Want(control.WatchGrants) {
 		for i := range b.Changes {
 			d.watchChange(&b.Changes[i])
@@ -188,6 +188,10 @@ func (d *daemon) feed(b relay.Batch) {
 		d.state.Append(b)
 	} else if b.Done != nil {
 		b.Done <- nil
+	}
+	// Last: who is woken last is next to run here, and somebody waits for him.
+	if d.gate.Follow(b) {
+		d.woken.Store(true)
 	}
 }
 

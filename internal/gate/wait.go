@@ -137,16 +137,18 @@ func (w *waiting) leave(key relay.Key, client netip.Addr, p *waiter, failedUntil
 	}
 }
 
-// Follow wakes those who wait for what a batch brings. It never blocks.
-func (g *Gate) Follow(b relay.Batch) {
+// Follow wakes those who wait for what a batch brings, and says whether there are
+// any. It never blocks.
+func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	for i := range b.Changes {
 		if c := &b.Changes[i]; c.Kind == relay.ChangeGrant {
-			g.waiting.wake(c.Grant.Key())
+			woken = g.waiting.wake(c.Grant.Key()) || woken
 		}
 	}
+	return woken
 }
 
-func (w *waiting) wake(key relay.Key) {
+func (w *waiting) wake(key relay.Key) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range w.byKey[key] {
@@ -155,6 +157,7 @@ func (w *waiting) wake(key relay.Key) {
 		default:
 		}
 	}
+	return len(w.byKey[key]) > 0
 }
 
 // Waiting gives how many clients wait at the moment.

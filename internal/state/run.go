@@ -105,6 +105,7 @@ func past(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
 // step does what is due.
 func (w *writer) step(ctx context.Context, urgent bool) {
 	w.flushAt = time.Time{}
+	w.s.looks()
 	if w.s.isLost() {
 		w.syncAt = time.Time{} // what is in the file counts for nothing now
 		w.renew(ctx)
@@ -123,6 +124,13 @@ func (w *writer) step(ctx context.Context, urgent bool) {
 			w.begin(ctx)
 		}
 	}
+}
+
+// looks notes that the writer now looks at what was appended.
+func (s *State) looks() {
+	s.mu.Lock()
+	s.planned = never
+	s.mu.Unlock()
 }
 
 // renew makes the files whole again when they miss something: a new file whose

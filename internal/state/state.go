@@ -75,6 +75,7 @@ type State struct {
 	idle   chan struct{} // a position moved
 
 	mu        sync.Mutex
+	planned   planned
 	sealed    [][]byte // bodies of full batches, in order
 	open      encoder  // the batch that is being filled
 	held      int      // bytes in sealed, and in the writer's hands
@@ -131,12 +132,24 @@ func (s *State) Append(b relay.Batch) {
 	case b.Done != nil:
 		s.waiting = append(s.waiting, b.Done)
 		signal(s.urgent)
-	case len(b.Changes) > 0:
+	case len(b.Changes) > 0 && s.planned < soon:
+		s.planned = soon
 		signal(s.wake)
-	default:
+	case s.planned < later:
+		s.planned = later
 		signal(s.idle)
 	}
 }
+
+// planned is when the writer is already known to look at what was appended: so
+// that it is woken once for many.
+type planned uint8
+
+const (
+	never planned = iota
+	later         // within syncWithin
+	soon          // within writeWithin
+)
 
 // seal ends the batch that is being filled. Called with mu held.
 func (s *State) seal() {
