@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -16,15 +17,27 @@ import (
 // An open file is watched through /proc/self/fd, not by its path: the watch
 // then is on the very file that is open, wherever it has been moved to.
 type hints struct {
-	inotify *fsnotify.Watcher // nil: only the clock tells
+	files   *files            // open files; nil: only the clock tells of them
+	inotify *fsnotify.Watcher // directories; nil: only the clock tells
 	events  chan fsnotify.Event
 	errors  chan error
-	turns   []place         // names in directories that matter
-	dirs    map[string]bool // directories watched for them
+	dirs    map[string]bool // directories watched for turns
+
+	mu    sync.Mutex
+	turns []place // names in directories that matter
+
+	// While somebody waits in the kernel, all else is passed on to him.
+	begin   sync.Once
+	closed  chan struct{}
+	passing sync.WaitGroup
+	heard   heard // guarded by mu
 }
 
+// heard is what was passed on and not yet taken.
+type heard struct{ hint, recheck, ended bool }
+
 func newHints() *hints {
-	h := &hints{dirs: map[string]bool{}}
+	h := &hints{dirs: map[string]bool{}, closed: make(chan struct{}), files: newFiles()}
 	// Out of inotify instances, the source still reads, only later: by the clock.
 	if w, err := fsnotify.NewWatcher(); err == nil {
 		h.inotify, h.events, h.errors = w, w.Events, w.Errors
@@ -33,6 +46,14 @@ func newHints() *hints {
 }
 
 func (h *hints) close() {
+	if h.closed != nil {
+		close(h.closed)
+		h.passing.Wait()
+	}
+	if h.files != nil {
+		h.files.close()
+		h.files = nil
+	}
 	if h.inotify != nil {
 		h.inotify.Close()
 	}
@@ -40,17 +61,14 @@ func (h *hints) close() {
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// file watches an open file; a watch it lost (the kernel's library drops that
-// of a file that is moved) is put back. It says whether there is one.
-func (h *hints) file(fd int) bool {
-	return h.inotify != nil && h.inotify.Add(fdPath(fd)) == nil
-}
+// file watches an open file. It says whether there is a watch.
+func (h *hints) file(fd int) bool { return h.files != nil && h.files.watch(fd) }
 
 // forget ends the watch of an open file. It comes before its close, because
 // the number will be another file's.
 func (h *hints) forget(fd int) {
-	if h.inotify != nil {
-		_ = h.inotify.Remove(fdPath(fd)) // the watch of a moved or deleted file is gone already
+	if h.files != nil {
+		h.files.forget(fd)
 	}
 }
 
@@ -61,7 +79,6 @@ func (h *hints) places(turns []place) (added bool) {
 	if h.inotify == nil {
 		return false
 	}
-	h.turns = turns
 	for dir := range h.dirs {
 		if !slices.ContainsFunc(turns, func(p place) bool { return p.dir == dir }) {
 			_ = h.inotify.Remove(dir)
@@ -73,24 +90,67 @@ func (h *hints) places(turns []place) (added bool) {
 			h.dirs[p.dir], added = true, true
 		}
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.turns = turns
 	return added
 }
 
 // concerns says whether an event is about something that is watched, rather
 // than about a neighbour in a watched directory.
 func (h *hints) concerns(e fsnotify.Event) bool {
-	if h.dirs[e.Name] || !h.dirs[filepath.Dir(e.Name)] {
-		return true // the directory itself, or an open file
-	}
-	return slices.Contains(h.turns, place{filepath.Dir(e.Name), filepath.Base(e.Name)})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.ContainsFunc(h.turns, func(p place) bool {
+		return p.dir == e.Name || p == place{filepath.Dir(e.Name), filepath.Base(e.Name)}
+	})
 }
 
 // wait returns when there is a hint or a tick, and says whether the way to the
-// file should be checked anew, or false when done is closed.
+// file should be checked anew, or false when done is closed. done and tick are
+// the same at each call.
 func (h *hints) wait(done <-chan struct{}, tick <-chan time.Time) (recheck, ok bool) {
+	if h.files == nil {
+		return h.hear(done, tick)
+	}
+	h.begin.Do(func() { h.passing.Go(func() { h.pass(done, tick) }) })
+	for {
+		changed, recheck, other := h.files.wait()
+		if other {
+			h.mu.Lock()
+			was := h.heard
+			h.heard = heard{}
+			h.mu.Unlock()
+			if was.ended {
+				return false, false
+			}
+			changed, recheck = changed || was.hint, recheck || was.recheck
+		}
+		if changed {
+			return recheck, true
+		}
+	}
+}
+
+// pass passes on what is heard to who waits in the kernel, until done or close.
+func (h *hints) pass(done <-chan struct{}, tick <-chan time.Time) {
+	for ok := true; ok; {
+		var recheck bool
+		recheck, ok = h.hear(done, tick)
+		h.mu.Lock()
+		h.heard.hint, h.heard.recheck, h.heard.ended = true, h.heard.recheck || recheck, !ok
+		h.mu.Unlock()
+		h.files.wake()
+	}
+}
+
+// hear is wait for all but what open files tell.
+func (h *hints) hear(done <-chan struct{}, tick <-chan time.Time) (recheck, ok bool) {
 	for {
 		select {
 		case <-done:
+			return false, false
+		case <-h.closed:
 			return false, false
 		case <-tick:
 			return true, true

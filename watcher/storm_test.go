@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
-
 	"popgate/cache"
 	"popgate/internal/ledger"
 	"popgate/internal/relay"
@@ -77,7 +75,7 @@ func unaided() *hints { return &hints{} }
 // noInstance is one that asks for events and gets none.
 func noInstance() *hints {
 	h := newHints()
-	if h.inotify != nil {
+	if h.inotify != nil || h.files != nil {
 		panic("there was an inotify instance")
 	}
 	return h
@@ -286,23 +284,10 @@ func (s *storm) start() {
 
 // counting counts how often events were dropped.
 func (s *storm) counting(h *hints) *hints {
-	if h.inotify == nil {
-		return h
+	if h.files != nil {
+		s.watched.Store(true)
+		h.files.dropped = func() { s.overflows.Add(1) }
 	}
-	s.watched.Store(true)
-	from, to := h.errors, make(chan error, 64)
-	h.errors = to
-	go func() {
-		for err := range from {
-			if errors.Is(err, fsnotify.ErrEventOverflow) {
-				s.overflows.Add(1)
-			}
-			select {
-			case to <- err:
-			default: // one of many
-			}
-		}
-	}()
 	return h
 }
 
