@@ -21,34 +21,17 @@ import (
 // and kept is told of every grant the store holds in the end. Both are called by
 // one goroutine at a time, but not always the same.
 func (s *Store) Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Grant) bool, kept func(relay.Key, *relay.Grant)) {
-	type waiting struct {
-		packed string
-		shard  int32
-	}
-	const chunk = 1 << 14 // one slice of all would be copied again and again
-	var all [][]waiting
-	total := 0
 	ends := make([]int, shards) // of each shard's part of sorted
-	for g := range grants {
-		k := g.Key()
-		i := s.shardOf(&k)
-		if total%chunk == 0 {
-			all = append(all, make([]waiting, 0, chunk))
-		}
-		last := &all[len(all)-1]
-		*last = append(*last, waiting{s.pack(&k, &g), int32(i)})
-		total++
-		ends[i]++
-	}
+	all, total := s.gather(grants, ends)
 	sum := 0
 	for i, n := range ends {
 		ends[i], sum = sum, sum+n
 	}
 	sorted := make([]string, total)
 	for _, some := range all {
-		for _, w := range some {
-			sorted[ends[w.shard]] = w.packed
-			ends[w.shard]++
+		for _, p := range some {
+			sorted[ends[p.shard]] = p.grant
+			ends[p.shard]++
 		}
 	}
 	all = nil
@@ -73,6 +56,50 @@ func (s *Store) Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Gr
 	workers.Wait()
 }
 
+// packed is a grant on its way to its shard.
+type packed struct {
+	grant string
+	shard int32
+}
+
+// gather packs grants, and counts how many go to each shard. They are packed
+// beside the reading of the next ones, which takes about as long.
+func (s *Store) gather(grants iter.Seq[relay.Grant], counts []int) (all [][]packed, total int) {
+	const atOnce = 1 << 10
+	read := make(chan []relay.Grant, 4)
+	done := make(chan []relay.Grant, 8) // to be filled again
+	var packer sync.WaitGroup
+	packer.Go(func() {
+		for some := range read {
+			out := make([]packed, len(some)) // one slice of all would be copied again and again
+			for i := range some {
+				k := some[i].Key()
+				n := s.shardOf(&k)
+				out[i] = packed{s.pack(&k, &some[i]), int32(n)}
+				counts[n]++
+			}
+			all = append(all, out)
+			total += len(some)
+			done <- some[:0]
+		}
+	})
+	some := make([]relay.Grant, 0, atOnce)
+	for g := range grants {
+		if some = append(some, g); len(some) == atOnce {
+			read <- some
+			select {
+			case some = <-done:
+			default:
+				some = make([]relay.Grant, 0, atOnce)
+			}
+		}
+	}
+	read <- some
+	close(read)
+	packer.Wait()
+	return all, total
+}
+
 // fillShard puts what is packed in one shard's map, made anew in the size it
 // needs, and gives back what goes under keys that are taken.
 func (s *Store) fillShard(h *shard, part []string) (twice []string) {
@@ -80,6 +107,22 @@ func (s *Store) fillShard(h *shard, part []string) (twice []string) {
 		return nil
 	}
 	items := make(map[string]gocache.Item, len(h.items)+len(part))
+	for _, packed := range part {
+		items[packed[:keySize]] = gocache.Item{Object: packed}
+	}
+	if len(h.items) > 0 || len(items) < len(part) { // seldom, and so not looked for one by one
+		items, twice = s.fillTaken(h, part)
+	}
+	h.change.Lock()
+	defer h.change.Unlock()
+	s.size.Add(int64(len(items) - len(h.items)))
+	h.use(items)
+	return twice
+}
+
+// fillTaken is fillShard's work where a key may be taken.
+func (s *Store) fillTaken(h *shard, part []string) (items map[string]gocache.Item, twice []string) {
+	items = make(map[string]gocache.Item, len(h.items)+len(part))
 	for key, item := range h.items {
 		items[key] = item
 	}
@@ -90,11 +133,7 @@ func (s *Store) fillShard(h *shard, part []string) (twice []string) {
 		}
 		items[packed[:keySize]] = gocache.Item{Object: packed}
 	}
-	h.change.Lock()
-	defer h.change.Unlock()
-	s.size.Add(int64(len(items) - len(h.items)))
-	h.use(items)
-	return twice
+	return items, twice
 }
 
 // settle decides between grants of one key, and tells what is kept.
@@ -105,9 +144,10 @@ func (s *Store) settle(h *shard, twice []string, wins func(g, before *relay.Gran
 			h.grants.Load().Set(packed[:keySize], packed, gocache.NoExpiration)
 		}
 	}
+	var g relay.Grant
 	for _, item := range h.items {
 		packed := item.Object.(string)
-		g := s.unpack(packed)
+		g = s.unpack(packed)
 		kept(relay.Key([]byte(packed[:keySize])), &g)
 	}
 }

@@ -75,7 +75,7 @@ func (s *Store) pack(k *relay.Key, g *relay.Grant) string {
 			flags |= f.bit
 		}
 	}
-	n, known := s.words.number(word{g.Source, g.Format})
+	n, known := s.words.number(g.Source, g.Format)
 	if !known {
 		flags |= flagSpelled
 	}
@@ -167,9 +167,23 @@ type words struct {
 	mu      sync.Mutex
 	numbers map[word]uint16
 	list    atomic.Pointer[[]word]
+	last    atomic.Uint32 // the number given last: mostly the next one's as well
 }
 
-func (t *words) number(w word) (uint16, bool) {
+func (t *words) number(source, format string) (uint16, bool) {
+	w := word{source, format}
+	last := t.last.Load() // before the list, which then has it
+	if list := t.list.Load(); list != nil && (*list)[last] == w {
+		return uint16(last), true
+	}
+	n, ok := t.find(w)
+	if ok {
+		t.last.Store(uint32(n))
+	}
+	return n, ok
+}
+
+func (t *words) find(w word) (uint16, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n, ok := t.numbers[w]; ok {

@@ -107,6 +107,37 @@ func newBounded(store Store, of func(*relay.Grant) (owner, bool)) *bounded {
 	return &bounded{of, store.Get, map[owner]queue{}}
 }
 
+// makeRoom gives an empty table the size it needs for so many grants, when some
+// of them are of that many owners: one that grows is written anew each time it
+// doubles.
+func (b *bounded) makeRoom(grants int, some *sample) {
+	if some.n > 0 {
+		b.owners = make(map[owner]queue, grants*len(some.of)/some.n)
+	}
+}
+
+// sample is whose the first grants are.
+type sample struct {
+	n  int
+	of map[owner]struct{}
+}
+
+const sampled = 4096
+
+// take takes a grant into the sample, if it is not large enough.
+func (s *sample) take(b *bounded, g *relay.Grant) {
+	if s.n == sampled {
+		return
+	}
+	s.n++
+	if o, counts := b.of(g); counts {
+		if s.of == nil {
+			s.of = map[owner]struct{}{}
+		}
+		s.of[o] = struct{}{}
+	}
+}
+
 func (b *bounded) count(o owner) int { return int(b.owners[o].count) }
 
 func (b *bounded) add(key relay.Key, g *relay.Grant) {

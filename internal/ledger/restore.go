@@ -75,11 +75,18 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 func (l *Ledger) fill(now relay.Now, grants iter.Seq[relay.Grant]) (live int) {
 	l.restoring = true
 	l.store.Fill(func(yield func(relay.Grant) bool) {
+		var users, nets sample
+		n := 0
 		for g := range grants {
 			g.Deadline = deadline(&g, now)
+			users.take(l.users, &g)
+			nets.take(l.nets, &g)
+			n++
 			yield(g) // the store takes them all
 		}
 		l.users, l.nets = newBounded(l.store, ownerUser), newBounded(l.store, ownerNet)
+		l.users.makeRoom(n, &users)
+		l.nets.makeRoom(n, &nets)
 	}, func(g, before *relay.Grant) bool {
 		return displaces(g, before, now)
 	}, func(key relay.Key, g *relay.Grant) {
