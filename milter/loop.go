@@ -138,6 +138,7 @@ func (p *loop) next(w *worker) (*conn, []byte) {
 			p.settle(c, w.aside)
 		}
 		if w.aside {
+			p.listener.server.options.Answered()
 			return nil, nil
 		}
 		if w.conn = p.wait(); w.conn == nil {
@@ -188,6 +189,7 @@ func (p *loop) settle(c *conn, aside bool) {
 func (p *loop) wait() *conn {
 	for {
 		if len(p.ready) == 0 {
+			p.listener.server.options.Answered()
 			n, err := syscall.EpollWait(p.epoll, p.events[:], -1)
 			if err != nil && err != syscall.EINTR {
 				panic(os.NewSyscallError("epoll_wait", err)) // only of a descriptor that is none

@@ -44,6 +44,10 @@ type Options struct {
 	WriteTimeout    time.Duration // for one answer; default 10s
 	DrainTimeout    time.Duration // from the end of Serve's ctx to the end of its last connection; default 2s
 
+	// Answered is called when answers have been sent and before anybody waits
+	// again: what was put off for their sake can be done now. nil: nothing is.
+	Answered func()
+
 	Allow func(peer netip.Addr) bool // which addresses may connect over TCP; nil: all
 	Log   *slog.Logger               // trouble of listeners, and a summary of that of connections; nil: none
 }
@@ -56,6 +60,9 @@ func (o *Options) setDefaults() {
 	setDefault(&o.PacketTimeout, 30*time.Second)
 	setDefault(&o.WriteTimeout, 10*time.Second)
 	setDefault(&o.DrainTimeout, 2*time.Second)
+	if o.Answered == nil {
+		o.Answered = func() {}
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

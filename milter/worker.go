@@ -134,6 +134,7 @@ func (a alone) next(*worker) (*conn, []byte) {
 			a.close()
 			return nil, nil
 		}
+		a.listener.server.options.Answered()
 		a.waits()
 		n, _ := a.wire.Read(a.room())
 		a.received(n)

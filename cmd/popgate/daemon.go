@@ -112,8 +112,8 @@ func (d *daemon) wire(cfg *config.Config) {
 	d.gate = gate.New(gate.Options{Store: lookup{d.store, d.env}, Ledger: d.ledger, Rules: rules,
 		Domains: d.sites, Now: d.env.now, Record: d.record, ClockSet: d.clockSet})
 	allow := mayConnect(cfg.Listen.Allow)
-	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: allow})
-	o := policy.Options{Log: d.log, Allow: allow}
+	d.milter = milter.NewServer(d.gate, milter.Options{Log: d.log, Allow: allow, Answered: d.queue.Flush})
+	o := policy.Options{Log: d.log, Allow: allow, Answered: d.queue.Flush}
 	d.closed = map[string]*policy.Server{"policy": policy.NewDelegation(d.gate, o), "socketmap": policy.NewSocketMap(d.gate, o)}
 }
 

@@ -178,7 +178,7 @@ func (e *entries) Handle(ctx context.Context, r slog.Record) error {
 		b = appendAttr(b, e.prefix, a)
 		return true
 	})
-	e.queue.put(line{text: b})
+	e.queue.text(b)
 	return nil
 }
 

@@ -96,7 +96,9 @@ func want(t *testing.T, got map[string]string, fields ...string) {
 func TestJournalGetsADecisionInFields(t *testing.T) {
 	j := listen(t)
 	r := decision()
-	running(t, j).Decision(r)
+	q := running(t, j)
+	q.Decision(r)
+	q.Flush()
 	want(t, j.entry(t), "SYSLOG_IDENTIFIER", "popgate", "PRIORITY", "6",
 		"MESSAGE", `decision verdict=refuse reason=no_grant client=203.0.113.9 rcpt=x@remote.test recipient=foreign sender="a b\n@x" queue=4X door=milter waited=1.5ms`,
 		"POPGATE_VERDICT", "refuse", "POPGATE_REASON", "no_grant", "POPGATE_CLIENT", "203.0.113.9", "POPGATE_RCPT", "x@remote.test",
@@ -108,7 +110,9 @@ func TestJournalFieldCannotBeForgedByAStranger(t *testing.T) {
 	r := decision()
 	r.Rcpt = "x@remote.test\nPOPGATE_VERDICT=pass\nMESSAGE=decision verdict=pass"
 	r.Sender = ""
-	running(t, j).Decision(r)
+	q := running(t, j)
+	q.Decision(r)
+	q.Flush()
 	got := j.entry(t)
 	if got["POPGATE_VERDICT"] != "refuse" || got["POPGATE_RCPT"] != r.Rcpt || strings.Contains(got["MESSAGE"], "\n") {
 		t.Errorf("%q", got)
@@ -127,20 +131,24 @@ func TestJournalGetsALogRecordInFields(t *testing.T) {
 func TestJournalThatStartsAgainIsFound(t *testing.T) {
 	j := listen(t)
 	q := running(t, j)
-	q.Decision(decision())
+	decide := func() {
+		q.Decision(decision())
+		q.Flush()
+	}
+	decide()
 	j.entry(t)
 	j.Close()
 	if err := os.Remove(j.path); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
-	q.Decision(decision())
+	decide()
 	for end := time.Now().Add(10 * time.Second); q.Dropped() == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the line that nobody took was not counted")
 		}
 	}
 	j.open(t)
-	q.Decision(decision())
+	decide()
 	if got := j.entry(t); got["POPGATE_LINES"] == "" && got["POPGATE_REASON"] != "no_grant" {
 		t.Errorf("%q", got)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"popgate/internal/gate"
@@ -104,6 +105,42 @@ func TestLinesKeepTheirOrder(t *testing.T) {
 	}
 }
 
+// Whoever decides wakes nobody; but no line is left behind, whoever comes next.
+func TestADecisionIsWrittenOnceItsAnswerIsSent(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		then func(q *Queue)
+	}{
+		{"flushed", (*Queue).Flush},
+		{"a line of another kind", func(q *Queue) { slog.New(q.Handler(slog.LevelInfo)).Info("last") }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var out bytes.Buffer
+				q := NewQueue(&out, Text)
+				ctx, stop := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { defer close(done); q.Run(ctx) }()
+				synctest.Wait()
+				q.Decision(decision())
+				q.Decision(decision())
+				time.Sleep(time.Second)
+				if out.Len() > 0 {
+					t.Errorf("written before the answer was sent: %s", &out)
+				}
+				tt.then(q)
+				time.Sleep(linger)
+				synctest.Wait()
+				if n := strings.Count(out.String(), "msg=decision"); n != 2 {
+					t.Errorf("%d decisions written, want 2", n)
+				}
+				stop()
+				<-done
+			})
+		})
+	}
+}
+
 // stuck is a log nobody reads until it is let go.
 type stuck struct {
 	entered chan struct{}
@@ -124,6 +161,7 @@ func TestBlockedLogCostsNobodyTimeAndIsCounted(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); q.Run(ctx) }()
 	q.Decision(decision())
+	q.Flush()
 	<-out.entered
 	for range maxQueued + 100 {
 		q.Decision(decision())

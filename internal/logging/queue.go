@@ -45,6 +45,7 @@ type Queue struct {
 	wake    chan struct{}
 	closed  bool
 
+	unheard atomic.Bool // there are decisions of which the writer has not been told
 	dropped atomic.Uint64
 }
 
@@ -60,25 +61,51 @@ func NewQueue(out io.Writer, form Form) *Queue {
 	return &Queue{out: out, form: form, wake: make(chan struct{}, 1)}
 }
 
-// Decision queues the log line of a decision. It never blocks.
-func (q *Queue) Decision(r gate.Record) { q.put(line{decision: r}) }
+// Decision queues the log line of a decision. It never blocks, and wakes nobody:
+// that takes longer than to decide, and the client waits. Flush does it.
+func (q *Queue) Decision(r gate.Record) {
+	if q.put(line{decision: r}) {
+		q.unheard.Store(true)
+	}
+}
 
-func (q *Queue) put(l line) {
+// Flush has the writer write what Decision queued. Whoever answers MTAs calls it
+// when the answers have been sent; otherwise they would be written with the next
+// line of another kind.
+func (q *Queue) Flush() {
+	if q.unheard.Load() && q.unheard.Swap(false) {
+		q.hear()
+	}
+}
+
+func (q *Queue) hear() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// text queues a line that is formatted already.
+func (q *Queue) text(b []byte) {
+	if q.put(line{text: b}) {
+		q.hear()
+		return
+	}
+	q.Flush() // the first may have been a decision
+}
+
+// put queues a line. It says whether the writer has to be told.
+func (q *Queue) put(l line) (first bool) {
 	q.mu.Lock()
 	if len(q.waiting) >= maxQueued || q.closed {
 		q.mu.Unlock()
 		q.dropped.Add(1)
-		return
+		return false
 	}
 	q.waiting = append(q.waiting, l)
-	first := len(q.waiting) == 1
+	first = len(q.waiting) == 1
 	q.mu.Unlock()
-	if first {
-		select {
-		case q.wake <- struct{}{}:
-		default:
-		}
-	}
+	return first
 }
 
 // Dropped gives how many lines were lost because the log's reader was too slow.

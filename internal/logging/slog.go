@@ -46,7 +46,7 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	if err != nil || text == nil {
 		return err
 	}
-	h.queue.put(line{text: text})
+	h.queue.text(text)
 	return nil
 }
 

@@ -124,7 +124,9 @@ func (c *conn) drop(length int) {
 // send writes an answer. What can't be sent ends the connection.
 func (c *conn) send(reply []byte) bool {
 	_ = c.SetWriteDeadline(time.Now().Add(c.listener.server.options.WriteTimeout))
-	if _, err := c.Write(reply); err != nil {
+	_, err := c.Write(reply)
+	c.listener.server.options.Answered()
+	if err != nil {
 		c.listener.server.counts.unsent.Add(1)
 		return false
 	}

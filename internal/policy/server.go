@@ -29,6 +29,10 @@ type Options struct {
 	WriteTimeout    time.Duration // for one answer; default 10s
 	DrainTimeout    time.Duration // from the end of Serve's ctx to the end of its last connection; default 2s
 
+	// Answered is called when an answer has been sent: what was put off for its
+	// sake can be done now. nil: nothing is.
+	Answered func()
+
 	Allow func(peer netip.Addr) bool // which addresses may connect over TCP; nil: all
 	Log   *slog.Logger               // trouble of listeners, and a summary of that of connections; nil: none
 }
@@ -40,6 +44,9 @@ func (o *Options) setDefaults() {
 	setDefault(&o.RequestTimeout, 10*time.Second)
 	setDefault(&o.WriteTimeout, 10*time.Second)
 	setDefault(&o.DrainTimeout, 2*time.Second)
+	if o.Answered == nil {
+		o.Answered = func() {}
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
