@@ -71,8 +71,8 @@ func (l *listener) drain(stopJudging context.CancelFunc) {
 	l.wait(limit / 4)
 }
 
-// stopLoops ends the loops, and waits for those that are ended by their workers
-// at once: one whose worker is held by a judge that can't be told is left to it.
+// stopLoops ends the loops, and waits for those whose workers do so at once: one
+// that is held by a judge who can't be told is left to that.
 func (l *listener) stopLoops(patience time.Duration) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -83,7 +83,6 @@ func (l *listener) stopLoops(patience time.Duration) {
 	for _, p := range l.loops {
 		select {
 		case <-p.ended:
-			p.release()
 		case <-timer.C:
 			return
 		}

@@ -24,10 +24,10 @@ type loop struct {
 	wakes, wake int // a pipe: what is written to wake wakes who waits
 	watched     atomic.Int32
 	stopped     atomic.Bool
-	ended       chan struct{} // closed when nobody waits any more
+	ended       chan struct{} // closed when nobody waits any more, and all is given back
 
 	mu    sync.Mutex
-	conns map[int32]*conn // those that are watched, by their socket; nil: there will be no more
+	conns map[int32]*conn // those that are watched, by their socket; nil: all was given back
 
 	// The rest is the present worker's.
 	accept taker
@@ -142,6 +142,7 @@ func (p *loop) next(w *worker) (*conn, []byte) {
 			return nil, nil
 		}
 		if w.conn = p.wait(); w.conn == nil {
+			p.release()
 			close(p.ended)
 			return nil, nil
 		}
@@ -292,16 +293,26 @@ func (p *loop) woken() bool {
 	return p.stopped.Load()
 }
 
-// rouse has the loop look at what is asked of it.
-func (p *loop) rouse() { _, _ = syscall.Write(p.wake, []byte{0}) }
+// rouse has the loop look at what is asked of it, if it is still there.
+func (p *loop) rouse() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conns != nil {
+		_, _ = syscall.Write(p.wake, []byte{0})
+	}
+}
 
-// release gives back what a stopped loop holds, once nobody waits in it. Workers
+// release gives back what a loop holds in which nobody waits any more. Workers
 // that stepped aside close their connections themselves.
 func (p *loop) release() {
 	p.mu.Lock()
+	left := p.conns
 	p.conns = nil
-	p.mu.Unlock()
 	for _, fd := range [...]int{p.epoll, p.wakes, p.wake} {
 		_ = syscall.Close(fd)
+	}
+	p.mu.Unlock()
+	for _, c := range left {
+		c.close()
 	}
 }

@@ -21,7 +21,9 @@ import (
 // at once.
 type Judge interface {
 	// Judge decides one recipient. The query is the caller's again when Judge
-	// returns; its strings may be kept. It returns soon after ctx has ended.
+	// returns; its strings may be kept. It returns soon after ctx has ended. Before
+	// it waits for anything it calls Block of the query's Waits, or others are kept
+	// waiting with it.
 	Judge(ctx context.Context, q *relay.Query) relay.Decision
 	// Reply gives what the client is told for a decision that is not pass. It
 	// may be kept while Generation stays what it is.
