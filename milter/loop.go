@@ -81,7 +81,7 @@ func (p *loop) watch(c *conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer p.count()
-	if p.conns == nil || p.listener.draining.Load() {
+	if p.conns == nil || p.listener.draining.Load() && !c.full {
 		return false
 	}
 	p.conns[c.fd] = c // before the kernel can tell of it
@@ -159,11 +159,12 @@ func (p *loop) lost(w *worker) {
 	}
 }
 
-// settle leaves a connection until there is more to do for it.
+// settle leaves a connection until there is more to do for it. When draining
+// there is only the rest of its answer.
 func (p *loop) settle(c *conn, aside bool) {
 	full := len(c.unsent) > 0
 	switch {
-	case c.over():
+	case c.over(), !full && p.listener.draining.Load():
 		c.close()
 		return
 	case full != c.full:
