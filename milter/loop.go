@@ -152,6 +152,7 @@ func (p *loop) next(w *worker) (*conn, []byte) {
 // lost goes on without a connection whose packet was too much for the library.
 func (p *loop) lost(w *worker) {
 	if w.conn != nil {
+		p.listener.server.counts.panics.Add(1)
 		w.conn.close()
 	}
 	if !w.aside {

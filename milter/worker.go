@@ -141,4 +141,7 @@ func (a alone) next(*worker) (*conn, []byte) {
 	}
 }
 
-func (a alone) lost(*worker) { a.close() }
+func (a alone) lost(*worker) {
+	a.listener.server.counts.panics.Add(1)
+	a.close()
+}
