@@ -118,10 +118,13 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer keeper.Wait()
 	defer close(housekept)
 
-	unhook := context.AfterFunc(ctx, func() { _ = ln.Close() })
+	closed := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() { _ = ln.Close(); close(closed) })
 	err := listen.Accept(ctx, ln, s.options.Log.With("door", "milter"), func() { s.counts.acceptErrors.Add(1) }, take)
 	if unhook() {
 		_ = ln.Close()
+	} else {
+		<-closed
 	}
 	l.drain(stopJudging)
 	l.stopLoops(s.options.DrainTimeout / 4)

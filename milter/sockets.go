@@ -67,7 +67,8 @@ func duplicate(c syscall.Conn) int {
 	return number
 }
 
-// Close closes the socket.
+// Close closes the socket. Its file goes first: as long as somebody listens,
+// nobody else puts one of his own there.
 func (s *sockets) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,11 +76,14 @@ func (s *sockets) Close() error {
 		return nil
 	}
 	close(s.closed)
+	if _, ok := s.Listener.(listen.Unix); ok {
+		_ = s.Listener.Close() // the rest of it was closed long ago
+	}
+	for _, p := range s.loops { // closing ends no watch of a socket that systemd has open too
+		_ = control(p.epoll, syscall.EPOLL_CTL_DEL, s.fd, 0)
+	}
 	err := os.NewSyscallError("close", syscall.Close(s.fd))
 	s.fd = -1
-	if _, ok := s.Listener.(listen.Unix); ok {
-		_ = s.Listener.Close() // its file; the rest was closed long ago
-	}
 	return err
 }
 
@@ -115,8 +119,8 @@ func (s *sockets) Accept() (net.Conn, error) {
 	return a, nil
 }
 
-// arm has the loops watch the socket, or no longer. One of those that wait is
-// woken for each arrival.
+// arm has the loops watch the socket, or no longer, those that do so already
+// included. One of those that wait is woken for each arrival.
 func (s *sockets) arm(op int) (err error) {
 	const exclusive = 1 << 28 // EPOLLEXCLUSIVE, which package syscall lacks
 	s.mu.RLock()
@@ -125,7 +129,10 @@ func (s *sockets) arm(op int) (err error) {
 		return net.ErrClosed
 	}
 	for _, p := range s.loops {
-		err = errors.Join(err, control(p.epoll, op, s.fd, syscall.EPOLLIN|exclusive))
+		e := control(p.epoll, op, s.fd, syscall.EPOLLIN|exclusive)
+		if !errors.Is(e, syscall.EEXIST) && !errors.Is(e, syscall.ENOENT) {
+			err = errors.Join(err, e)
+		}
 	}
 	return err
 }
