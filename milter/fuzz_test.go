@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,18 +55,78 @@ func converse(stream []byte, step int) (answers []string, asked []relay.Query, e
 	if !l.wait(patience) {
 		return nil, nil, fmt.Errorf("the conversation doesn't end")
 	}
-	for out := bytes.NewReader(s.out.Bytes()); out.Len() > 0; {
-		answer, err := readReply(out)
+	answers, err = answersIn(s.out.Bytes())
+	return answers, unsigned(w.asked()), err
+}
+
+func answersIn(out []byte) (answers []string, err error) {
+	for rest := bytes.NewReader(out); rest.Len() > 0; {
+		answer, err := readReply(rest)
 		if err != nil {
-			return nil, nil, fmt.Errorf("broken answer in %q", s.out.Bytes())
+			return nil, fmt.Errorf("broken answer in %q", out)
 		}
 		answers = append(answers, answer)
 	}
-	asked = w.asked()
+	return answers, nil
+}
+
+func unsigned(asked []relay.Query) []relay.Query {
 	for i := range asked {
 		asked[i].Door, asked[i].Waits = "", nil
 	}
-	return answers, asked, nil
+	return asked
+}
+
+// street is a daemon on a unix socket to which one peer at a time talks, and a judge
+// who now and then says that he waits.
+type street struct {
+	w *witness
+	d *daemon
+}
+
+func newStreet(t testing.TB, loops int) *street {
+	w := &witness{decide: func(_ context.Context, q *relay.Query) relay.Decision {
+		if len(q.Rcpt)%3 == 0 || rand.IntN(4) == 0 {
+			q.Waits.Block()
+			runtime.Gosched()
+		}
+		return byName(q.Rcpt)
+	}}
+	return &street{w, serve(t, "unix", w, Options{Loops: loops})}
+}
+
+// converse runs a whole conversation in fragments, now and then with a breath between.
+func (s *street) converse(stream []byte, step int) (answers []string, asked []relay.Query, err error) {
+	s.w.mu.Lock()
+	s.w.queries = nil
+	s.w.mu.Unlock()
+	c, err := net.Dial(s.d.network, s.d.addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for len(stream) > 0 {
+			n := min(len(stream), 1+rand.IntN(step))
+			if _, err := c.Write(stream[:n]); err != nil { // it was over already
+				return
+			}
+			if stream = stream[n:]; rand.IntN(2) == 0 {
+				runtime.Gosched()
+			}
+		}
+		_ = c.(*net.UnixConn).CloseWrite()
+	}()
+	out, err := io.ReadAll(c)
+	<-written
+	if ne, ok := err.(net.Error); ok && ne.Timeout() {
+		return nil, nil, fmt.Errorf("the conversation doesn't end: %w", err)
+	}
+	answers, err = answersIn(out) // a reset comes behind the last
+	return answers, unsigned(s.w.asked()), err
 }
 
 // model is a second reading of the protocol, written for clarity: it takes the
@@ -237,7 +298,7 @@ func stripped(s string) string {
 }
 
 // judgeConversation compares what the server does with what the model says.
-func judgeConversation(stream []byte, step int) error {
+func judgeConversation(converse func([]byte, int) ([]string, []relay.Query, error), stream []byte, step int) error {
 	answers, asked, err := converse(stream, step)
 	if err != nil {
 		return err
@@ -285,9 +346,14 @@ func FuzzConversation(f *testing.F) {
 		f.Add(joined(c), i*7+1)
 		f.Add(joined(c), 1<<16)
 	}
+	s := newStreet(f, 1)
 	f.Fuzz(func(t *testing.T, stream []byte, step int) {
-		if err := judgeConversation(stream, max(1, min(step, 1<<16))); err != nil {
+		step = max(1, min(step, 1<<16))
+		if err := judgeConversation(converse, stream, step); err != nil {
 			t.Errorf("%q in steps of %d: %v", stream, step, err)
+		}
+		if err := judgeConversation(s.converse, stream, step); err != nil {
+			t.Errorf("%q in steps of up to %d, over a socket: %v", stream, step, err)
 		}
 	})
 }
@@ -350,7 +416,8 @@ func number(t *testing.T, name string, otherwise uint64) uint64 {
 
 // TestMutatedConversations runs 5,000 mutated conversations, or as many as
 // POPGATE_CONVERSATIONS says, and prints the seed with which POPGATE_SEED repeats
-// a failure.
+// a failure. Every fifth runs over a socket too, where the fragments are others each
+// time.
 func TestMutatedConversations(t *testing.T) {
 	runs := number(t, "POPGATE_CONVERSATIONS", 5000)
 	seed := number(t, "POPGATE_SEED", uint64(time.Now().UnixNano()))
@@ -358,13 +425,21 @@ func TestMutatedConversations(t *testing.T) {
 	all := conversations()
 	var workers sync.WaitGroup
 	const n = 2
+	streets := [n]*street{newStreet(t, 1), newStreet(t, 3)}
 	for w := range uint64(n) {
 		workers.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, w))
-			for range runs / n {
+			for i := range runs / n {
 				stream, step := mutate(rng, all), 1+rng.IntN(600)
-				if err := judgeConversation(stream, step); err != nil {
+				if err := judgeConversation(converse, stream, step); err != nil {
 					t.Errorf("%q in steps of %d: %v", stream, step, err)
+					return
+				}
+				if i%5 > 0 {
+					continue
+				}
+				if err := judgeConversation(streets[w].converse, stream, step); err != nil {
+					t.Errorf("%q in steps of up to %d, over a socket: %v", stream, step, err)
 					return
 				}
 			}

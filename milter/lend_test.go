@@ -3,6 +3,7 @@ package milter
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -13,8 +14,17 @@ import (
 
 // Connections lend each other their buffers while they wait. Each of many, over
 // real sockets, has parts of its packets come at any time between those of the
-// others, and a judge who takes his time: what is judged is one client's alone.
+// others, and a judge who takes his time, and often so much that the others go on
+// meanwhile: what is judged is one client's alone.
 func TestNoClientIsJudgedByWhatAnotherConnectionSent(t *testing.T) {
+	for _, loops := range []int{1, 4} {
+		for _, network := range []string{"unix", "tcp"} {
+			t.Run(fmt.Sprintf("%s, loops %d", network, loops), func(t *testing.T) { oneClientsAlone(t, network, loops) })
+		}
+	}
+}
+
+func oneClientsAlone(t *testing.T, network string, loops int) {
 	var mixed sync.Map
 	w := &witness{decide: func(_ context.Context, q *relay.Query) relay.Decision {
 		look := func() bool {
@@ -22,6 +32,9 @@ func TestNoClientIsJudgedByWhatAnotherConnectionSent(t *testing.T) {
 			return q.ClientAddr == who && q.Rcpt == who+"@remote.test" && q.Addr == who+"@macro.test" && q.Host == who+".test" && q.Mailer == "esmtp"
 		}
 		before := look()
+		if rand.IntN(4) == 0 {
+			q.Waits.Block()
+		}
 		for range 20 {
 			runtime.Gosched()
 		}
@@ -30,14 +43,14 @@ func TestNoClientIsJudgedByWhatAnotherConnectionSent(t *testing.T) {
 		}
 		return refused
 	}}
-	d := serve(t, "unix", w, Options{})
+	d := serve(t, network, w, Options{Loops: loops})
 	var all sync.WaitGroup
 	for i := range 24 {
 		client := netip.AddrFrom4([4]byte{203, 0, 113, byte(100 + i)})
 		who := client.String()
 		m := begun(t, d, client)
 		all.Go(func() {
-			for n := range 200 {
+			for n := range 100 {
 				ms := macros('R', "{rcpt_mailer}", "esmtp", "{rcpt_host}", who+".test", "{rcpt_addr}", who+"@macro.test", "{client_addr}", who)
 				r := rcpt("<" + who + "@remote.test>")
 				// Macros and command apart, or cut anywhere.

@@ -491,10 +491,16 @@ func TestServeStopsInThePauseOfAccept(t *testing.T) {
 // TestOutOfFileDescriptors serves in a process of its own that may open few
 // files, and wants every connection served in the end.
 func TestOutOfFileDescriptors(t *testing.T) {
-	const limit, clients = 24, 60
+	for _, loops := range []int{1, 3} {
+		t.Run(fmt.Sprintf("loops %d", loops), func(t *testing.T) { outOfFileDescriptors(t, loops) })
+	}
+}
+
+func outOfFileDescriptors(t *testing.T, loops int) {
+	limit, clients := 21+3*loops, 60
 	path := filepath.Join(t.TempDir(), "s")
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), fewFilesEnv+"="+path, fmt.Sprintf("%s_LIMIT=%d", fewFilesEnv, limit))
+	child.Env = append(os.Environ(), fewFilesEnv+"="+path, fmt.Sprintf("%s_LIMIT=%d", fewFilesEnv, limit), fmt.Sprintf("%s_LOOPS=%d", fewFilesEnv, loops))
 	child.Stderr = t.Output()
 	stdin, err := child.StdinPipe()
 	if err != nil {
@@ -511,17 +517,24 @@ func TestOutOfFileDescriptors(t *testing.T) {
 		t.Fatalf("%q, %v", line, err)
 	}
 	d := &daemon{network: "unix", addr: path}
-	var all []*mta
-	for range clients {
-		m := dial(t, d)
-		m.send(optneg())
-		all = append(all, m)
-	}
-	for _, m := range all { // each one that ends makes room for another
-		m.want("O")
-		m.want("c", connect("203.0.113.9"))
-		m.want("y550 ", rcpt("<x@y>"))
-		m.conn.Close()
+	for range 2 { // and again when there was enough for a while
+		var all []*mta
+		for range clients {
+			m := dial(t, d)
+			m.send(optneg())
+			all = append(all, m)
+		}
+		for _, m := range all { // each one that ends makes room for another
+			m.want("O")
+			m.want("c", connect("203.0.113.9"))
+			m.want("y550 ", rcpt("<x@y>"))
+			m.conn.Close()
+		}
+		for range clients {
+			m := begun(t, d, client4)
+			m.want("y550 ", rcpt("<x@y>"))
+			m.conn.Close()
+		}
 	}
 	stdin.Close()
 	if err := child.Wait(); err != nil {
@@ -535,7 +548,8 @@ const fewFilesEnv = "MILTER_TEST_FEW_FILES"
 // if it did run out.
 func serveWithFewFiles(path string) int {
 	limit, err := strconv.ParseUint(os.Getenv(fewFilesEnv+"_LIMIT"), 10, 64)
-	if err != nil {
+	loops, err2 := strconv.Atoi(os.Getenv(fewFilesEnv + "_LOOPS"))
+	if err != nil || err2 != nil {
 		return 2
 	}
 	ln, err := net.Listen("unix", path)
@@ -551,7 +565,7 @@ func serveWithFewFiles(path string) int {
 		cancel()
 	}()
 	fmt.Println("ready")
-	s := NewServer(&witness{}, Options{Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	s := NewServer(&witness{}, Options{Loops: loops, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err := s.Serve(ctx, ln); err != nil || s.Stats().AcceptErrors == 0 {
 		fmt.Fprintln(os.Stderr, "error", err, "stats", s.Stats())
 		return 1
