@@ -5,8 +5,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"popgate/internal/listen"
 )
@@ -220,5 +222,37 @@ func TestAConnectionWhoseLoopHasEndedIsClosed(t *testing.T) {
 	q.settle(c, true)
 	if n, err := syscall.Read(pair[0], make([]byte, 1)); n != 0 || err != nil {
 		t.Errorf("its peer reads %d bytes, %v, want the end", n, err)
+	}
+}
+
+// Housekeeping breaks off connections by their sockets' numbers, which are others'
+// once they are closed.
+func TestASocketIsClosedOnlyWhenNobodyKnowsItsConnection(t *testing.T) {
+	p := doorOf(t, listenUnix(t), 1).loops[0]
+	l := p.listener
+	for name, mu := range map[string]*sync.Mutex{"the listener": &l.mu, "the loop": &p.mu} {
+		pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer syscall.Close(pair[0])
+		ended := func() bool {
+			n, err := syscall.Read(pair[0], make([]byte, 1))
+			return n == 0 && err == nil
+		}
+		c := newConn(l)
+		c.fd, c.loop = int32(pair[1]), p
+		if !l.enter(&arrival{fd: pair[1]}, c) || !p.watch(c) {
+			t.Fatal("not taken")
+		}
+		mu.Lock()
+		go c.close()
+		until(t, "closing", c.ended.Load)
+		time.Sleep(5 * time.Millisecond)
+		if ended() {
+			t.Errorf("closed while %s knows it", name)
+		}
+		mu.Unlock()
+		until(t, "closed", ended)
 	}
 }
