@@ -11,13 +11,7 @@ func MayMatter(p Parser, line []byte) bool {
 	if len(line) > 0 && line[0] == '{' {
 		return true
 	}
-	if d, ok := p.(*dovecot); ok { // the most common one, asked the quickest way
-		return d.mayMatter(line)
-	}
-	if f, ok := p.(interface{ mayMatter(line []byte) bool }); ok {
-		return f.mayMatter(line)
-	}
-	return true
+	return p.mayMatter(line)
 }
 
 // shortLine is how long a line Skip passes over by itself. Longer ones are

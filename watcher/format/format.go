@@ -44,6 +44,9 @@ type Parser interface {
 	// reading begins in the middle of a log, a line was dropped, a file was
 	// rotated away unread.
 	Gap()
+
+	// mayMatter is MayMatter but for lines of the journal.
+	mayMatter(line []byte) bool
 }
 
 // formats are those New knows, by name.
