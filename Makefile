@@ -13,7 +13,7 @@ DIST    ?= dist
 PREFIX  ?= /usr/local
 TOOL     = $(GO) tool -modfile=contrib/tools/go.mod
 
-.PHONY: all build demo test check fmt vet lint race fuzz bench soak tree deb rpm install clean
+.PHONY: all build demo test check fmt vet lint race fuzz bench instructions soak tree deb rpm install clean
 
 all: build
 
@@ -57,6 +57,10 @@ fuzz:
 # docs/performance.md: BENCH='-quick' for a look, '-only rcpt' for one measure.
 bench:
 	$(GO) run ./contrib/bench $(BENCH)
+
+# Writes anew what a log line of each class may cost, which make test holds it to.
+instructions:
+	POPGATE_INSTRUCTIONS=write $(GO) test -count 1 -run '^TestInstructions$$' ./contrib/instructions
 
 # Long runs. Each prints its seed; POPGATE_SEED=n repeats one.
 soak:

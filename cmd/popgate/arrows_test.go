@@ -33,6 +33,8 @@ var arrows = map[string][]string{
 	"popgate/watcher/push":      {"popgate/watcher", "popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/watcher/syslog":    {"popgate/watcher", "popgate/watcher/format", "popgate/internal/listen", "popgate/internal/relay"},
 	"popgate/watcher/format":    {"popgate/internal/relay"},
+	// What it counts is the log path alone.
+	"popgate/contrib/instructions": {"popgate/watcher", "popgate/watcher/format", "popgate/internal/relay"},
 }
 
 // unbound may import anything: they are wiring, and the tests' laboratory.
