@@ -76,18 +76,22 @@ func KeyOf(client netip.Addr, bits int) Key {
 }
 
 // neverNets are addresses no login can come from honestly, or that stand for
-// more than one host.
-var neverNets = [...]netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("224.0.0.0/4"),
-	netip.MustParsePrefix("240.0.0.0/4"), // with 255.255.255.255
-	netip.MustParsePrefix("::/128"),
-	netip.MustParsePrefix("::1/128"),
-	netip.MustParsePrefix("fe80::/10"),
-	netip.MustParsePrefix("ff00::/8"),
-}
+// more than one host. Each login is held against them, so each family has its
+// own.
+var (
+	neverNets4 = [...]netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"),
+		netip.MustParsePrefix("127.0.0.0/8"),
+		netip.MustParsePrefix("169.254.0.0/16"),
+		netip.MustParsePrefix("224.0.0.0/3"), // multicast, reserved, and 255.255.255.255
+	}
+	neverNets6 = [...]netip.Prefix{
+		netip.MustParsePrefix("::/128"),
+		netip.MustParsePrefix("::1/128"),
+		netip.MustParsePrefix("fe80::/10"),
+		netip.MustParsePrefix("ff00::/8"),
+	}
+)
 
 // NeverClient says whether the address is one that no login may open, whatever
 // the configuration says: loopback, unspecified, link-local, multicast,
@@ -97,8 +101,12 @@ func NeverClient(a netip.Addr) bool {
 		return true
 	}
 	a = Canonical(a)
-	for _, p := range neverNets {
-		if p.Contains(a) {
+	nets := neverNets6[:]
+	if a.Is4() {
+		nets = neverNets4[:]
+	}
+	for i := range nets {
+		if nets[i].Contains(a) {
 			return true
 		}
 	}
