@@ -68,9 +68,10 @@ func Lines(r io.Reader) iter.Seq2[[]byte, error] { return LinesBut(r, nil) }
 
 // LinesBut is Lines without the lines that skip passes over. skip is given a
 // block that begins where a line does, and says how many bytes of it it passes
-// over: whole lines, with their line ends. What was handed over before has been
-// dealt with by then. It is asked again after each line.
-func LinesBut(r io.Reader, skip func(block []byte) int) iter.Seq2[[]byte, error] {
+// over: whole lines, with their line ends; and how far from there the next line
+// end is, 0 if it didn't look, so that it isn't looked for twice. What was handed
+// over before has been dealt with by then. It is asked again after each line.
+func LinesBut(r io.Reader, skip func(block []byte) (n, next int)) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		r, err := unpacked(r)
 		if err != nil {
@@ -85,7 +86,16 @@ func LinesBut(r io.Reader, skip func(block []byte) int) iter.Seq2[[]byte, error]
 			end += n
 			for start < end {
 				if skip != nil && !c.skipping {
-					start += skip(buf[start:end])
+					n, next := skip(buf[start:end])
+					start += n
+					if 0 < next && next <= MaxLine {
+						line := buf[start : start+next]
+						start += next + 1
+						if !yield(line, nil) {
+							return
+						}
+						continue
+					}
 				}
 				line, used, what := c.Next(buf[start:end])
 				start += used

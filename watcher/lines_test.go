@@ -140,11 +140,14 @@ func TestLinesBut(t *testing.T) {
 		log = append(log, '\n')
 	}
 	log = append(log, "+no end"...)
-	skip := func(block []byte) (n int) {
+	skip := func(block []byte) (n, next int) {
 		for {
 			i := bytes.IndexByte(block[n:], '\n')
-			if i < 1 || i > 100 || block[n] != '-' {
-				return n
+			switch {
+			case i < 1 || i > 100:
+				return n, max(0, i) // also where it is too long a line
+			case block[n] != '-':
+				return n, i * random.IntN(2)
 			}
 			n += i + 1
 		}

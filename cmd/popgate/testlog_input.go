@@ -18,7 +18,7 @@ import (
 // watcher.LinesBut gives them.
 type logInput struct {
 	name  string // as given; "-" for standard input
-	lines func(ctx context.Context, count *int, skip func(block []byte) int) iter.Seq2[[]byte, error]
+	lines func(ctx context.Context, count *int, skip func(block []byte) (n, next int)) iter.Seq2[[]byte, error]
 }
 
 // journalName begins the name of what comes from the journal.
@@ -32,7 +32,7 @@ func (t *logTest) inputs(args []string) []logInput {
 		args = []string{"-"}
 	}
 	for _, name := range args {
-		ins = append(ins, logInput{name, func(ctx context.Context, count *int, skip func([]byte) int) iter.Seq2[[]byte, error] {
+		ins = append(ins, logInput{name, func(ctx context.Context, count *int, skip func([]byte) (n, next int)) iter.Seq2[[]byte, error] {
 			return t.fileLines(ctx, name, count, skip)
 		}})
 	}
@@ -40,7 +40,7 @@ func (t *logTest) inputs(args []string) []logInput {
 }
 
 // fileLines reads a file or standard input.
-func (t *logTest) fileLines(ctx context.Context, name string, count *int, skip func([]byte) int) iter.Seq2[[]byte, error] {
+func (t *logTest) fileLines(ctx context.Context, name string, count *int, skip func([]byte) (n, next int)) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		open := openLog
 		if name == "-" {

@@ -18,7 +18,7 @@ var errJournalGap = errors.New("entries are missing here")
 // journalLines reads what the units logged to this host's journal, with the
 // daemon's own reader: what it would not believe is not there. It ends at the
 // present. Nothing is skipped: in the journal's spelling any line may matter.
-func (t *logTest) journalLines(ctx context.Context, count *int, _ func([]byte) int) iter.Seq2[[]byte, error] {
+func (t *logTest) journalLines(ctx context.Context, count *int, _ func([]byte) (n, next int)) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		j, err := journal.New(t.units, t.formatName(), t.journalTrust())
 		if err != nil {

@@ -84,13 +84,13 @@ func (f *logFile) lines(all iter.Seq2[[]byte, error]) error {
 }
 
 // skip passes over lines of which nobody wants more than their number.
-func (f *logFile) skip(block []byte) int {
+func (f *logFile) skip(block []byte) (n, next int) {
 	if f.flags.none || f.trial.active() {
-		return 0
+		return 0, 0
 	}
-	n, lines := format.Skip(f.parser, block)
+	n, lines, next := format.Skip(f.parser, block)
 	f.n += lines
-	return n
+	return n, next
 }
 
 // line reads a line that may matter.

@@ -172,10 +172,10 @@ func (c *class) bulk() error {
 	var message format.Message
 	var calendar format.Calendar
 	var events, lines int
-	skip := func(block []byte) int {
-		n, skipped := format.Skip(p, block)
+	skip := func(block []byte) (n, next int) {
+		n, skipped, next := format.Skip(p, block)
 		lines += skipped
-		return n
+		return n, next
 	}
 	return c.count(func(text []byte) {
 		for line, err := range watcher.LinesBut(bytes.NewReader(text), skip) {

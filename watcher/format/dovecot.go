@@ -30,10 +30,7 @@ import (
 type dovecot struct {
 	// host is that of the last line and the blank after it. It only makes
 	// mayMatter and SplitFor quicker.
-	host struct {
-		text [64]byte
-		len  int
-	}
+	host        lastHost
 	bareLogouts bool // see BareLogouts
 }
 
@@ -47,73 +44,99 @@ var (
 	trafficChars = chars(lowers + digits + " =,")
 	reasonChars  = chars(letters + digits + " ._:()/'-")
 	versionChars = chars(letters + digits + ".-+~")
+	// prefixUserChars are those of plainBytes that a log prefix puts nothing
+	// around: a user made of them ends at the first ")".
+	prefixUserChars = func() (set charset) {
+		set = plainBytes
+		set['('], set[')'] = false, false
+		return set
+	}()
 )
 
-func (d *dovecot) Parse(m *Message) (relay.Event, Result) {
+func (d *dovecot) Parse(m *Message) (e relay.Event, result Result) {
+	if result = d.read(m, &e); result == None || result == Unparsed {
+		e = relay.Event{}
+	}
+	return e, result
+}
+
+// read is Parse, but that an event which is none may be half filled.
+func (d *dovecot) read(m *Message, e *relay.Event) Result {
 	file := m.Transport == DovecotFile
 	if !file && string(m.Tag) != "dovecot" {
-		return relay.Event{}, None
+		return None
 	}
 	s := scanner{m.Text}
+	// The first two are most of what is read.
+	switch {
+	case s.lit("imap("):
+		return dovecotLogout(s, e, relay.IMAP, file, d.bareLogouts)
+	case s.lit("pop3("):
+		return dovecotLogout(s, e, relay.POP3, file, d.bareLogouts)
+	}
 	word := s.run(&serviceChars)
 	switch string(word) {
 	case "pop3-login":
-		return dovecotLogin(s, m, relay.POP3)
+		return dovecotLogin(s, m, e, relay.POP3)
 	case "imap-login":
-		return dovecotLogin(s, m, relay.IMAP)
+		return dovecotLogin(s, m, e, relay.IMAP)
 	case "submission-login":
-		return dovecotLogin(s, m, relay.Submission)
+		return dovecotLogin(s, m, e, relay.Submission)
 	case "managesieve-login":
-		return dovecotLogin(s, m, relay.Sieve)
-	case "pop3":
-		return dovecotLogout(s, relay.POP3, file, d.bareLogouts)
-	case "imap":
-		return dovecotLogout(s, relay.IMAP, file, d.bareLogouts)
+		return dovecotLogin(s, m, e, relay.Sieve)
 	case "submission":
-		return dovecotLogout(s, relay.Submission, file, d.bareLogouts)
+		if s.lit("(") {
+			return dovecotLogout(s, e, relay.Submission, file, d.bareLogouts)
+		}
+		return None
 	case "sieve", "managesieve":
-		return dovecotLogout(s, relay.Sieve, file, d.bareLogouts)
+		if s.lit("(") {
+			return dovecotLogout(s, e, relay.Sieve, file, d.bareLogouts)
+		}
+		return None
+	case "imap", "pop3":
+		return None
 	case "master":
-		return dovecotMaster(s, file)
+		return dovecotMaster(s, e, file)
 	}
 	if bytes.HasSuffix(word, []byte("-login")) && looksLikeDovecotLogin(s.rest) {
-		return relay.Event{}, Unparsed
+		return Unparsed
 	}
-	return relay.Event{}, None
+	return None
 }
 
 // dovecotLogin reads what follows "imap-login".
-func dovecotLogin(s scanner, m *Message, service relay.Service) (relay.Event, Result) {
+func dovecotLogin(s scanner, m *Message, e *relay.Event, service relay.Service) Result {
 	whole := s.rest
 	if !s.lit(": ") || m.Transport == DovecotFile && !s.lit("Info: ") {
-		return relay.Event{}, None
+		return None
 	}
-	e := relay.Event{Kind: relay.Login, Service: service}
+	e.Kind, e.Service = relay.Login, service
 	switch {
 	case s.lit("Login: ") || s.lit("Logged in: "):
-		if method, ok := s.dovecotFields(&e, true); ok && len(m.Text) < dovecotPiece {
-			return dovecotEvent(&e, method)
+		if method, ok := s.dovecotFields(e, true); ok && len(m.Text) < dovecotPiece {
+			return dovecotResult(e, method)
 		}
 	case s.lit("proxy("):
-		if method, ok := s.dovecotProxy(&e); ok && (e.Kind == relay.Logout || !dovecotCut(m)) {
-			return dovecotEvent(&e, method)
+		if method, ok := s.dovecotProxy(e); ok && (e.Kind == relay.Logout || !dovecotCut(m)) {
+			return dovecotResult(e, method)
 		}
 	}
 	if looksLikeDovecotLogin(whole) {
-		return relay.Event{}, Unparsed
+		return Unparsed
 	}
-	return relay.Event{}, None
+	return None
 }
 
-// dovecotEvent is what a login process's line tells that was read to its end.
-func dovecotEvent(e *relay.Event, method []byte) (relay.Event, Result) {
+// dovecotResult is what a login process's line tells that was read to its end.
+func dovecotResult(e *relay.Event, method []byte) Result {
 	switch {
 	case anonymous(string(method)), anonymous(e.User):
-		return relay.Event{}, None
+		return None
 	case e.Kind == relay.Logout:
-		return *e, Logout
+		return Logout
 	}
-	return *e, Login
+	return Login
 }
 
 // dovecotProxy reads a line about a proxied session after "proxy(".
@@ -157,8 +180,13 @@ func (s *scanner) dovecotFields(e *relay.Event, mpid bool) (method []byte, ok bo
 	if !s.lit("user=<") {
 		return nil, false
 	}
-	user, ok := s.until('>')
-	if !ok || !plainUser(user) || !s.lit(">, method=") {
+	user, ok := s.asciiUser('>', &plainBytes)
+	if !ok {
+		if user, ok = s.until('>'); !ok || !plainUser(user) {
+			return nil, false
+		}
+	}
+	if !s.lit(">, method=") {
 		return nil, false
 	}
 	if method = s.run(&methodChars); len(method) == 0 || !s.lit(", rip=") {
@@ -230,71 +258,72 @@ func looksLikeDovecotLogin(rest []byte) bool {
 	return bytes.Contains(s.rest, []byte("user=<")) && bytes.Contains(s.rest, []byte(", mpid="))
 }
 
-// dovecotLogout reads what follows "imap": the prefix names the user, and in
+// dovecotLogout reads what follows "imap(": the prefix names the user, and in
 // one of the forms below the session or the client. Other values of
 // mail_log_prefix are not read, for what stands in them can't be told.
 //
 //	(U)<pid><S>: Disconnected: ...    the default of 2.3 and 2.4
 //	(U,A): Disconnected: ...          "%s(%u,%r): "
 //	(U): Disconnected: ...            the default of 2.2
-func dovecotLogout(s scanner, service relay.Service, file, bare bool) (relay.Event, Result) {
-	e := relay.Event{Kind: relay.Logout, Service: service}
-	if !s.lit("(") {
-		return relay.Event{}, None
-	}
-	user, ok := s.until(')')
-	if !ok {
-		return relay.Event{}, None
+func dovecotLogout(s scanner, e *relay.Event, service relay.Service, file, bare bool) Result {
+	e.Kind, e.Service = relay.Logout, service
+	user, plain := s.asciiUser(')', &prefixUserChars)
+	if !plain {
+		var ok bool
+		if user, ok = s.until(')'); !ok {
+			return None
+		}
 	}
 	s.lit(")")
 	var session []byte
 	if s.lit("<") {
 		if !s.word(&digitChars) || !s.lit("><") {
-			return relay.Event{}, None
+			return None
 		}
 		session = s.run(&sessionChars)
 		if len(session) == 0 || !s.lit(">") {
-			return relay.Event{}, None
+			return None
 		}
 	} else if i := bytes.IndexByte(user, ','); i >= 0 {
+		var ok bool
 		if e.Client, ok = parseAddr(user[i+1:]); !ok {
-			return relay.Event{}, None
+			return None
 		}
 		user = user[:i]
 	}
-	if !plainUser(user) || bytes.IndexByte(user, '(') >= 0 || !s.lit(": ") || file && !s.lit("Info: ") {
-		return relay.Event{}, None
+	if !plain && (!plainUser(user) || bytes.IndexByte(user, '(') >= 0) || !s.lit(": ") || file && !s.lit("Info: ") {
+		return None
 	}
 	if !s.lit("Disconnected: ") && !s.lit("Disconnected for ") && !s.lit("Logged out") && !s.lit("Connection closed") || hasControl(s.rest) {
-		return relay.Event{}, None
+		return None
 	}
 	if !bare {
 		e.User, e.Session = twoStrings(user, session)
 	}
-	return e, Logout
+	return Logout
 }
 
 // dovecotMaster reads what follows "master": the server's start and stop, at
 // which its sessions are over.
-func dovecotMaster(s scanner, file bool) (relay.Event, Result) {
+func dovecotMaster(s scanner, e *relay.Event, file bool) Result {
 	if !s.lit(": ") {
-		return relay.Event{}, None
+		return None
 	}
-	restart := relay.Event{Kind: relay.Restart}
+	e.Kind = relay.Restart
 	if s.lit("Warning: Killed with signal ") {
 		if s.word(&digitChars) && s.lit(" (by pid=") && !hasControl(s.rest) {
-			return restart, Restart
+			return Restart
 		}
-		return relay.Event{}, None
+		return None
 	}
 	if file && !s.lit("Info: ") || !s.lit("Dovecot v") || !s.word(&versionChars) {
-		return relay.Event{}, None
+		return None
 	}
 	if s.lit(" (") && (!s.word(&versionChars) || !s.lit(")")) {
-		return relay.Event{}, None
+		return None
 	}
 	if !s.lit(" starting up") || hasControl(s.rest) {
-		return relay.Event{}, None
+		return None
 	}
-	return restart, Restart
+	return Restart
 }

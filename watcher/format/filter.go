@@ -1,6 +1,9 @@
 package format
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // MayMatter is a cheap look at a whole line, before Split, for reading in
 // bulk. False means that to this parser the line is None and changes nothing
@@ -21,8 +24,9 @@ const shortLine = 4 << 10
 // Skip passes over the lines at the front of a block that don't matter to the
 // parser, as MayMatter has it, and says how many bytes and lines that are. The
 // block must begin where a line does. Skip stops at the first line that may
-// matter, is long, or has no line end in the block.
-func Skip(p Parser, block []byte) (n, lines int) {
+// matter, is long, or has no line end in the block; next is how long that line
+// is, 0 if it is empty or none of the first kind.
+func Skip(p Parser, block []byte) (n, lines, next int) {
 	switch p := p.(type) {
 	case *dovecot:
 		return p.skip(block)
@@ -34,8 +38,11 @@ func Skip(p Parser, block []byte) (n, lines int) {
 	for {
 		rest := block[n:]
 		i := bytes.IndexByte(rest, '\n')
-		if i < 0 || i > shortLine || MayMatter(p, rest[:i]) {
-			return n, lines
+		if i < 0 || i > shortLine {
+			return n, lines, 0
+		}
+		if MayMatter(p, rest[:i]) {
+			return n, lines, i
 		}
 		n += i + 1
 		lines++
@@ -43,15 +50,27 @@ func Skip(p Parser, block []byte) (n, lines int) {
 }
 
 // skip is Skip, without asking for each line again what the parser is.
-func (d *dovecot) skip(block []byte) (n, lines int) {
-	for {
-		rest := block[n:]
+func (d *dovecot) skip(block []byte) (n, lines, next int) {
+	for rest := block; ; lines++ {
 		i := bytes.IndexByte(rest, '\n')
-		if i < 1 || i > shortLine || rest[0] == '{' || d.mayMatter(rest[:i]) {
-			return n, lines
+		if i < 1 || i > shortLine {
+			return len(block) - len(rest), lines, 0
 		}
-		n += i + 1
-		lines++
+		line := rest[:i]
+		var matters bool
+		switch c := line[0]; {
+		case c == '{':
+			matters = true
+		case len(line) > stampLen && c >= 'A' && d.host.begins(line[stampLen+1:]): // as mayMatter would go on
+			rest := line[stampLen+1+d.host.len:]
+			matters = !startsWith(rest, "postfix/") && afterHost(rest)
+		default:
+			matters = d.mayMatter(line)
+		}
+		if matters {
+			return len(block) - len(rest), lines, i
+		}
+		rest = rest[i+1:]
 	}
 }
 
@@ -69,19 +88,23 @@ func (d *dovecot) mayMatter(line []byte) bool {
 		}
 		rest = line[i+1:]
 	}
-	if n := d.host.len; n > 0 && len(rest) >= n && string(rest[:n]) == string(d.host.text[:n]) {
-		rest = rest[n:]
+	if d.host.begins(rest) {
+		rest = rest[d.host.len:]
 	} else {
 		i := bytes.IndexByte(rest, ' ')
 		if i < 1 || rest[i-1] == ':' || bytes.IndexByte(rest[:i], '(') >= 0 {
 			return true // Dovecot's own file has the service where others have the host
 		}
-		d.remember(rest[:i+1])
+		d.host.remember(rest[:i+1])
 		rest = rest[i+1:]
 	}
+	// What others than Postfix are asked would give the same for it.
+	return !startsWith(rest, "postfix/") && afterHost(rest)
+}
+
+// afterHost is mayMatter for what follows the host.
+func afterHost(rest []byte) bool {
 	switch {
-	case startsWith(rest, "postfix/"):
-		return false // what all others are asked below would give the same
 	case startsWith(rest, "dovecot: "):
 		return !dovecotFailed(rest[len("dovecot: "):])
 	case startsWith(rest, "dovecot"):
@@ -91,16 +114,45 @@ func (d *dovecot) mayMatter(line []byte) bool {
 	return i > 0 && rest[i-1] != ':' // BusyBox has the priority before the tag
 }
 
+// lastHost is the host of a line and the blank after it.
+type lastHost struct {
+	len  int // 0: none
+	text [64]byte
+	// The first sixteen bytes once more, as two words, and which bits of those
+	// count: nearly every host is compared by them alone.
+	word, mask [2]uint64
+}
+
+// begins says whether a text begins with the host. It may be false where it
+// does: the text is short then.
+func (h *lastHost) begins(b []byte) bool {
+	const words = 16
+	if h.len == 0 || len(b) < words || len(b) < h.len {
+		return false
+	}
+	differ := (binary.LittleEndian.Uint64(b)^h.word[0])&h.mask[0] | (binary.LittleEndian.Uint64(b[8:])^h.word[1])&h.mask[1]
+	return differ == 0 && (h.len <= words || string(b[words:h.len]) == string(h.text[words:h.len]))
+}
+
 // remember keeps a host and the blank after it, if Split would take it for one.
-func (d *dovecot) remember(host []byte) {
-	d.host.len = 0
+func (h *lastHost) remember(host []byte) {
+	*h = lastHost{}
 	for _, c := range host[:len(host)-1] {
 		if !hostChars[c] {
 			return
 		}
 	}
-	if len(host) <= len(d.host.text) {
-		d.host.len = copy(d.host.text[:], host)
+	if len(host) > len(h.text) {
+		return
+	}
+	h.len = copy(h.text[:], host)
+	for i := range h.word {
+		h.word[i] = binary.LittleEndian.Uint64(h.text[8*i:])
+		if n := h.len - 8*i; n >= 8 {
+			h.mask[i] = ^uint64(0)
+		} else if n > 0 {
+			h.mask[i] = 1<<(8*n) - 1
+		}
 	}
 }
 
@@ -114,12 +166,11 @@ func SplitFor(p Parser, line []byte, m *Message) bool {
 	if d, ok := p.(*dovecot); ok && d.host.len > 0 {
 		at := stampLen + 1 + d.host.len
 		if len(line) >= at+len(tagEnd) && 'A' <= line[0] && line[0] <= 'S' && looksTraditional(line) && line[stampLen] == ' ' &&
-			string(line[stampLen+1:at]) == string(d.host.text[:d.host.len]) && startsWith(line[at:], tagEnd) {
-			*m = Message{
-				Transport: Syslog, Stamp: Stamp{text: line[:stampLen], form: traditional},
-				Host: line[stampLen+1 : at-1], Tag: line[at : at+len(tag)], Text: line[at+len(tagEnd):],
-				buf: m.buf[:0],
-			}
+			d.host.begins(line[stampLen+1:]) && startsWith(line[at:], tagEnd) {
+			// Field by field, which is quicker than to make a Message and copy it.
+			m.Transport, m.Stamp.text, m.Stamp.form = Syslog, line[:stampLen], traditional
+			m.Host, m.Tag, m.Text = line[stampLen+1:at-1], line[at:at+len(tag)], line[at+len(tagEnd):]
+			m.PID, m.Unit, m.Withheld, m.buf = nil, nil, false, m.buf[:0]
 			return true
 		}
 	}

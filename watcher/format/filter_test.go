@@ -52,7 +52,10 @@ func readInBlocks(t *testing.T, name string, log []byte, random *rand.Rand) (all
 	for end := 0; len(log) > 0; {
 		end = min(len(log), end+1+random.IntN(700))
 		for {
-			used, lines := Skip(p, log[:end])
+			used, lines, next := Skip(p, log[:end])
+			if next > 0 && bytes.IndexByte(log[used:end], '\n') != next {
+				t.Fatalf("the next line is said to have %d bytes: %q", next, log[used:end])
+			}
 			if got := bytes.Count(log[:used], []byte("\n")); got != lines || used > 0 && log[used-1] != '\n' {
 				t.Fatalf("passed over %d bytes, said to be %d lines: %q", used, lines, log[:used])
 			}
@@ -114,7 +117,7 @@ func TestSkipStops(t *testing.T) {
 		{"at once", "", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n, lines := Skip(new(dovecot), []byte(tt.block))
+			n, lines, _ := Skip(new(dovecot), []byte(tt.block))
 			if lines != tt.lines || n != tt.lines*len(other) {
 				t.Errorf("passed over %d bytes, %d lines, want %d lines", n, lines, tt.lines)
 			}
@@ -136,7 +139,8 @@ func checkSplitFor(t *testing.T, line []byte) {
 	for _, before := range []string{"", head + "x: y", "Nov 22 02:05:32 a(b x: y", "Nov 22 02:05:32 a\x00b x: y", string(line)} {
 		d := new(dovecot)
 		MayMatter(d, []byte(before))
-		var got, want Message
+		var want Message
+		got := Message{PID: []byte("7"), Unit: []byte("x.service"), Withheld: true} // of the line before
 		if ok1, ok2 := SplitFor(d, line, &got), Split(line, &want); ok1 != ok2 || ok1 && !samePlace(&got, &want) {
 			t.Errorf("%q after %q: %v %+v, want %v %+v", line, before, ok1, got, ok2, want)
 		}
@@ -150,15 +154,38 @@ func TestSplitForIsSplit(t *testing.T) {
 		"Nov 22 02-05-32 mx1 dovecot: x", "Nov 22 02:05:32 a\x00b dovecot: x", "Nov 22 02:05:32 a(b dovecot: x", "Nov 22 02:05:32 mx1: dovecot: x",
 		"Nov 22 02:05:32 " + strings.Repeat("h", 63) + " dovecot: x", "Nov 22 02:05:32 " + strings.Repeat("h", 64) + " dovecot: x",
 		"2026-11-22T02:05:32+00:00 mx1 dovecot: x",
+		"Nov 22 02:05:32 mx1.mai dovecot: x", "Nov 22 02:05:32 mx1.mail dovecot: x", "Nov 22 02:05:32 mx1.mail.exampl dovecot: x",
+		"Nov 22 02:05:32 mx1.mail.example dovecot: x", "Nov 22 02:05:32 mx1.mail.example.org dovecot: x",
 	} {
 		checkSplitFor(t, []byte(line))
+	}
+}
+
+// A host is told from every other one that differs in a byte, or in its length.
+func TestLastHost(t *testing.T) {
+	for n := 1; n <= 70; n++ {
+		host := []byte(strings.Repeat("mx-1.example.", 6)[:n] + " ")
+		var h lastHost
+		h.remember([]byte("another "))
+		h.remember(host)
+		line := append(bytes.Clone(host), "dovecot: imap-login: "...)
+		if got, want := h.begins(line), n < len(h.text); got != want {
+			t.Errorf("%q begins with %q: %v, want %v", line, host, got, want)
+		}
+		for i := range host {
+			line[i] ^= 1
+			if h.begins(line) {
+				t.Errorf("%q begins with %q", line, host)
+			}
+			line[i] ^= 1
+		}
 	}
 }
 
 func TestHasControl(t *testing.T) {
 	for c := range 256 {
 		want := c < ' ' || c == 0x7f
-		for length := range 20 {
+		for length := range 45 {
 			for at := range length {
 				for _, fill := range []string{" ", "~", "\x80", "\xff", "a"} {
 					text := bytes.Repeat([]byte(fill), length)
@@ -205,7 +232,7 @@ func BenchmarkSkip(b *testing.B) {
 	b.SetBytes(int64(len(block)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if n, _ := Skip(p, block); n != len(block) {
+		if n, _, _ := Skip(p, block); n != len(block) {
 			b.Fatal(n)
 		}
 	}

@@ -46,14 +46,43 @@ func (s *scanner) lit(want string) bool {
 }
 
 // run takes the longest text of the set, which may be empty.
-func (s *scanner) run(set *charset) []byte {
+func (s *scanner) run(set *charset) (text []byte) {
+	n := span(s.rest, set)
+	text, s.rest = s.rest[:n], s.rest[n:]
+	return text
+}
+
+// span gives how many bytes at the front are of the set.
+func span(b []byte, set *charset) int {
 	i := 0
-	for i < len(s.rest) && set[s.rest[i]] {
+	for ; i < len(b)-3; i += 4 { // by fours, without asking each time for the end
+		switch {
+		case !set[b[i]]:
+			return i
+		case !set[b[i+1]]:
+			return i + 1
+		case !set[b[i+2]]:
+			return i + 2
+		case !set[b[i+3]]:
+			return i + 3
+		}
+	}
+	for i < len(b) && set[b[i]] {
 		i++
 	}
-	text := s.rest[:i]
-	s.rest = s.rest[i:]
-	return text
+	return i
+}
+
+// asciiUser takes a user name that is plainUser by its ASCII characters alone,
+// all of the set, up to the stop byte, which is not of the set. So it is until
+// and plainUser in one look, for nearly every name there is.
+func (s *scanner) asciiUser(stop byte, set *charset) (name []byte, ok bool) {
+	n := span(s.rest, set)
+	if n == 0 || n > maxUser || n == len(s.rest) || s.rest[n] != stop {
+		return nil, false
+	}
+	name, s.rest = s.rest[:n], s.rest[n:]
+	return name, true
 }
 
 // word is run, but not empty.
@@ -74,6 +103,10 @@ func (s *scanner) until(stop byte) (text []byte, ok bool) {
 // address takes an IP address: all that can belong to one, so that never a
 // part of it is read.
 func (s *scanner) address() (netip.Addr, bool) {
+	if a, n := frontIPv4(s.rest); n > 0 && (n == len(s.rest) || !addressChars[s.rest[n]]) {
+		s.rest = s.rest[n:]
+		return a, true
+	}
 	before := s.rest
 	a, ok := parseAddr(s.run(&addressChars))
 	if !ok {
@@ -97,31 +130,45 @@ func parseAddr(b []byte) (netip.Addr, bool) {
 }
 
 func parseIPv4(b []byte) (netip.Addr, bool) {
-	var a [4]byte
-	part, value, length := 0, 0, 0
-	for _, c := range b {
-		switch {
-		case '0' <= c && c <= '9':
-			if length > 0 && value == 0 { // a leading zero: octal for some
-				return netip.Addr{}, false
-			}
-			value = value*10 + int(c-'0')
-			length++
-			if value > 255 {
-				return netip.Addr{}, false
-			}
-		case c == '.' && length > 0 && part < 3:
-			a[part] = byte(value)
-			part, value, length = part+1, 0, 0
-		default:
-			return netip.Addr{}, false
+	a, n := frontIPv4(b)
+	return a, n > 0 && n == len(b)
+}
+
+// frontIPv4 reads the IPv4 address at the front and gives its length, 0 if
+// there is none. What follows it, another digit for one, is for the caller to
+// judge.
+func frontIPv4(b []byte) (a netip.Addr, length int) {
+	var bits uint32
+	n := 0
+	for part := 0; ; part++ {
+		if n >= len(b) || !digit(b[n]) {
+			return netip.Addr{}, 0
 		}
+		value := uint32(b[n] - '0')
+		n++
+		if n < len(b) && digit(b[n]) {
+			if value == 0 { // a leading zero: octal for some
+				return netip.Addr{}, 0
+			}
+			value = value*10 + uint32(b[n]-'0')
+			n++
+			if n < len(b) && digit(b[n]) {
+				value = value*10 + uint32(b[n]-'0')
+				n++
+			}
+			if value > 255 {
+				return netip.Addr{}, 0
+			}
+		}
+		bits = bits<<8 | value
+		if part == 3 {
+			return netip.AddrFrom4([4]byte{byte(bits >> 24), byte(bits >> 16), byte(bits >> 8), byte(bits)}), n
+		}
+		if n >= len(b) || b[n] != '.' {
+			return netip.Addr{}, 0
+		}
+		n++
 	}
-	if part != 3 || length == 0 {
-		return netip.Addr{}, false
-	}
-	a[3] = byte(value)
-	return netip.AddrFrom4(a), true
 }
 
 func parseIPv6(b []byte) (netip.Addr, bool) {
@@ -257,23 +304,34 @@ func plainUTF8(b []byte) bool {
 
 // hasControl says whether text holds an ASCII control character.
 func hasControl(b []byte) bool {
-	// Eight bytes at a time. The high bit of a byte is set in low if it is
-	// below ' ', and in del if it is 0x7f, unless it is above ASCII. A borrow may
-	// set it in a byte above one that has it rightly, never where none has.
-	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	for len(b) >= 8 {
-		w := binary.LittleEndian.Uint64(b)
-		low := w - ones*' '
-		del := (w ^ ones*0x7f) - ones
-		if (low|del)&^w&highs != 0 {
+	// Eight bytes at a time, four times before it is looked whether there was one.
+	i := 0
+	for ; i < len(b)-31; i += 32 {
+		if controls(binary.LittleEndian.Uint64(b[i:i+8]))|controls(binary.LittleEndian.Uint64(b[i+8:i+16]))|
+			controls(binary.LittleEndian.Uint64(b[i+16:i+24]))|controls(binary.LittleEndian.Uint64(b[i+24:i+32])) != 0 {
 			return true
 		}
-		b = b[8:]
 	}
-	for _, c := range b {
-		if c < ' ' || c == 0x7f {
+	for ; i < len(b)-7; i += 8 {
+		if controls(binary.LittleEndian.Uint64(b[i:i+8])) != 0 {
+			return true
+		}
+	}
+	for ; i < len(b); i++ {
+		if c := b[i]; c < ' ' || c == 0x7f {
 			return true
 		}
 	}
 	return false
+}
+
+// controls is 0 if none of eight bytes is a control character. The high bit of a
+// byte is set in low if it is below ' ', and in del if it is 0x7f, unless it is
+// above ASCII. A borrow may set it in a byte above one that has it rightly, never
+// where none has.
+func controls(w uint64) uint64 {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	low := w - ones*' '
+	del := (w ^ ones*0x7f) - ones
+	return (low | del) &^ w & highs
 }
