@@ -160,7 +160,10 @@ func yearless(b []byte, arrived time.Time, loc *time.Location) (best time.Time, 
 	w := clock(b)
 	// Nine years reach a 29 February from any other year.
 	this := arrived.In(loc).Year()
-	for w.year = this + 1; w.year >= this-8; w.year-- {
+	// The next year's stamps lie too far ahead, but at the end of a year. Two days
+	// more than that, because a clock change may lie between.
+	next := arrived.Add(ahead + 48*time.Hour).In(loc).Year()
+	for w.year = next; w.year >= this-8; w.year-- {
 		t, exists := w.in(loc)
 		if !exists || t.After(arrived.Add(ahead)) {
 			continue
