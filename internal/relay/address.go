@@ -75,23 +75,21 @@ func KeyOf(client netip.Addr, bits int) Key {
 	return k
 }
 
-// neverNets are addresses no login can come from honestly, or that stand for
-// more than one host. Each login is held against them, so each family has its
-// own.
-var (
-	neverNets4 = [...]netip.Prefix{
-		netip.MustParsePrefix("0.0.0.0/8"),
-		netip.MustParsePrefix("127.0.0.0/8"),
-		netip.MustParsePrefix("169.254.0.0/16"),
-		netip.MustParsePrefix("224.0.0.0/3"), // multicast, reserved, and 255.255.255.255
-	}
-	neverNets6 = [...]netip.Prefix{
-		netip.MustParsePrefix("::/128"),
-		netip.MustParsePrefix("::1/128"),
-		netip.MustParsePrefix("fe80::/10"),
-		netip.MustParsePrefix("ff00::/8"),
-	}
-)
+// neverNets6 are IPv6 addresses no login can come from honestly, or that stand
+// for more than one host.
+var neverNets6 = [...]netip.Prefix{
+	netip.MustParsePrefix("::/128"),
+	netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// never4 says the same of an IPv4 address: 0.0.0.0/8, 127.0.0.0/8,
+// 169.254.0.0/16, and from 224.0.0.0 on, multicast, reserved and broadcast. Nearly
+// each login is asked about here.
+func never4(a [4]byte) bool {
+	return a[0] == 0 || a[0] == 127 || a[0] == 169 && a[1] == 254 || a[0] >= 224
+}
 
 // NeverClient says whether the address is one that no login may open, whatever
 // the configuration says: loopback, unspecified, link-local, multicast,
@@ -100,13 +98,11 @@ func NeverClient(a netip.Addr) bool {
 	if !a.IsValid() {
 		return true
 	}
-	a = Canonical(a)
-	nets := neverNets6[:]
-	if a.Is4() {
-		nets = neverNets4[:]
+	if a = Canonical(a); a.Is4() {
+		return never4(a.As4())
 	}
-	for i := range nets {
-		if nets[i].Contains(a) {
+	for i := range neverNets6 {
+		if neverNets6[i].Contains(a) {
 			return true
 		}
 	}
