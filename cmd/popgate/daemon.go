@@ -179,6 +179,9 @@ func (l lookup) Lookup(k relay.Key) (relay.Grant, error) {
 // feed hands a batch to all who follow the ledger. It runs under the ledger's
 // lock: nothing here may block.
 func (d *daemon) feed(b relay.Batch) {
+	if d.gate.Follow(b) { // first: somebody waits
+		d.woken.Store(true)
+	}
 	if d.watchers.Want(control.WatchGrants) {
 		for i := range b.Changes {
 			d.watchChange(&b.Changes[i])
@@ -188,10 +191,6 @@ func (d *daemon) feed(b relay.Batch) {
 		d.state.Append(b)
 	} else if b.Done != nil {
 		b.Done <- nil
-	}
-	// Last: who is woken last is next to run here, and somebody waits for him.
-	if d.gate.Follow(b) {
-		d.woken.Store(true)
 	}
 }
 
