@@ -7,12 +7,11 @@ import (
 	"time"
 )
 
-// When the file of changes has grown beyond both of these since the last
-// snapshot, a new one is made.
-const (
-	growBytes = 4 << 20
-	growShare = 2 // part of the snapshot: 1/2
-)
+// When the changes have grown beyond this and beyond two thirds of the last
+// snapshot, a new one is made. So in the long run each change is written once,
+// and one and a half times more in snapshots, and a start reads at most a
+// snapshot and two thirds as much again. To write less is to read more.
+const growBytes = 4 << 20
 
 // How long to wait after the disk refused something: doubled each time for a
 // snapshot, which is much to write.
@@ -120,7 +119,7 @@ func (w *writer) step(ctx context.Context, urgent bool) {
 	}
 	if due = w.snapAt.IsZero() || past(w.snapAt); due && !w.running && !w.broken && !w.s.isLost() {
 		w.snapAt = time.Time{}
-		if w.grown > growBytes && w.grown > w.size/growShare {
+		if w.grown > max(growBytes, w.size/3*2) {
 			w.begin(ctx)
 		}
 	}
