@@ -1,10 +1,14 @@
 package cache
 
 import (
+	"cmp"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +22,16 @@ import (
 )
 
 const million = 1_000_000
+
+// grants is how many a benchmark fills a store with that can do with any number:
+// a million, or POPGATE_GRANTS.
+func grants(b *testing.B) int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("POPGATE_GRANTS"), strconv.Itoa(million)))
+	if err != nil || n < 1 {
+		b.Fatalf("POPGATE_GRANTS=%s is no number of grants", os.Getenv("POPGATE_GRANTS"))
+	}
+	return n
+}
 
 // likeALogin is a grant as a Dovecot login makes it, its own texts fresh.
 func likeALogin(i int) relay.Grant {
@@ -44,21 +58,21 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// perGrant measures both ways of keeping a million grants in one run.
-func perGrant() (ours, plain float64) {
+// perGrant measures both ways of keeping so many grants in one run.
+func perGrant(n int) (ours, plain float64) {
 	before := heap()
-	s := filled(million, Options{})
-	ours = float64(heap()-before) / million
+	s := filled(n, Options{})
+	ours = float64(heap()-before) / float64(n)
 	runtime.KeepAlive(s)
 	s = nil
 	before = heap()
 	c := gocache.New(time.Hour, 0)
-	for i := range million {
+	for i := range n {
 		g := likeALogin(i)
 		k := g.Key()
 		c.Set(string(k[:]), g, time.Hour)
 	}
-	plain = float64(heap()-before) / million
+	plain = float64(heap()-before) / float64(n)
 	runtime.KeepAlive(c)
 	return ours, plain
 }
@@ -67,7 +81,7 @@ func TestGrantTakesThreeQuartersOfAPlainOne(t *testing.T) {
 	if testing.Short() || raced {
 		t.Skip("fills a million grants twice, without the race detector")
 	}
-	ours, plain := perGrant()
+	ours, plain := perGrant(million)
 	t.Logf("%.1f bytes a grant, %.1f in one go-cache of structs: %.2f", ours, plain, ours/plain)
 	if ours > 0.75*plain {
 		t.Errorf("%.1f bytes a grant, more than 0.75 of %.1f", ours, plain)
@@ -78,18 +92,26 @@ func TestMemoryComesBackAfterMassExpiry(t *testing.T) {
 	if testing.Short() || raced {
 		t.Skip("fills a million grants, without the race detector")
 	}
+	kept, full, left := massExpiry(million)
+	t.Logf("%d MB with a million grants, %.1f MB when they have expired", full>>20, float64(left)/(1<<20))
+	if kept != 0 || left > 16<<20 {
+		t.Errorf("%d grants and %d MB left, want none and at most 16 MB", kept, left>>20)
+	}
+}
+
+// massExpiry has so many grants end at once, and gives how many are left and
+// what the heap had more than before, with them and after them.
+func massExpiry(n int) (kept int, full, left int64) {
 	c := &clocks{now: relay.Now{Wall: start}}
 	before := heap()
-	s := filled(million, Options{Now: c.read})
-	full := heap() - before
+	s := filled(n, Options{Now: c.read})
+	full = heap() - before
 	c.pass(30*time.Minute + Keep)
 	sweepAll(s)
-	left := heap() - before
-	t.Logf("%d MB with a million grants, %.1f MB when they have expired", full>>20, float64(left)/(1<<20))
-	if s.Len() != 0 || left > 16<<20 {
-		t.Errorf("%d grants and %d MB left, want none and at most 16 MB", s.Len(), left>>20)
-	}
+	left = heap() - before
+	kept = s.Len()
 	runtime.KeepAlive(s)
+	return kept, full, left
 }
 
 func BenchmarkGet(b *testing.B) {
@@ -136,11 +158,79 @@ func BenchmarkPut(b *testing.B) {
 
 func BenchmarkBytesPerGrant(b *testing.B) {
 	for b.Loop() {
-		ours, plain := perGrant()
+		ours, plain := perGrant(grants(b))
 		b.ReportMetric(ours, "B/grant")
 		b.ReportMetric(plain, "B/plain")
 		b.ReportMetric(ours/plain, "ratio")
 	}
+}
+
+func BenchmarkExpired(b *testing.B) {
+	for b.Loop() {
+		kept, full, left := massExpiry(grants(b))
+		if kept != 0 {
+			b.Fatalf("%d grants left, want none", kept)
+		}
+		b.ReportMetric(float64(full)/1e6, "full-MB")
+		b.ReportMetric(float64(left)/1e6, "left-MB")
+	}
+}
+
+// BenchmarkCollection is a full round of the garbage collector with a store full
+// of grants.
+func BenchmarkCollection(b *testing.B) {
+	before := heap()
+	s := filled(grants(b), Options{})
+	alive, took := float64(heap()-before)/1e6, []time.Duration{}
+	for b.Loop() {
+		for range 5 {
+			began := time.Now()
+			runtime.GC()
+			took = append(took, time.Since(began))
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1e3, "collection-ms")
+	b.ReportMetric(alive, "alive-MB")
+	runtime.KeepAlive(s)
+}
+
+// BenchmarkLookUp tells what BenchmarkGet can't, how much a look-up's time
+// varies: one operation is a million of them, timed in blocks, as a clock that
+// is read for each would tell more of itself.
+func BenchmarkLookUp(b *testing.B) {
+	n := grants(b)
+	s := filled(n, Options{})
+	keys := make([]relay.Key, 1<<16)
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range keys {
+		g := likeALogin(random.IntN(n))
+		keys[i] = g.Key()
+	}
+	const block = 64
+	took := make([]time.Duration, 0, 1<<20)
+	var before, after runtime.MemStats
+	allocated, lookUps := uint64(0), 0
+	for b.Loop() {
+		runtime.ReadMemStats(&before)
+		for i := 0; i < million; i += block {
+			began := time.Now()
+			for j := range block {
+				if _, ok := s.Get(keys[(i+j)&65535]); !ok {
+					b.Fatal("a grant is missing")
+				}
+			}
+			if lookUps += block; len(took) < cap(took) {
+				took = append(took, time.Since(began)/block)
+			}
+		}
+		runtime.ReadMemStats(&after)
+		allocated += after.Mallocs - before.Mallocs
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Nanoseconds()), "look-up-p50-ns")
+	b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds()), "look-up-p99-ns")
+	b.ReportMetric(float64(allocated/uint64(lookUps)), "look-up-allocs")
 }
 
 // BenchmarkSweepOfAMillion has a million grants expire at once while

@@ -71,6 +71,7 @@ func socketPair(t testing.TB) (a, b net.Conn) {
 // included.
 func BenchmarkIdleConnection(b *testing.B) {
 	const conns = 1000
+	b.ReportAllocs()
 	for b.Loop() {
 		l := newListener(NewServer(&judgeOf{decision: refused}, Options{}), b.Context())
 		all := make([]net.Conn, 0, conns)

@@ -49,8 +49,10 @@ func BenchmarkWatchLines(b *testing.B) {
 	r.step()
 	b.ReportAllocs()
 	b.SetBytes(int64(len(text) / perText))
-	b.ResetTimer()
-	for n := 0; n < b.N; n += perText {
+	for n := 0; b.Loop(); n++ {
+		if n%perText != 0 {
+			continue // one of those that the last step read
+		}
 		b.StopTimer()
 		if _, err := f.Write(text); err != nil {
 			b.Fatal(err)
@@ -70,12 +72,14 @@ func BenchmarkLines(b *testing.B) {
 	lines := bytes.Count(text, []byte("\n"))
 	b.SetBytes(int64(len(text) / lines))
 	b.ReportAllocs()
-	for n := 0; n < b.N; {
+	for more := true; more; {
 		for _, err := range Lines(bytes.NewReader(text)) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			n++
+			if more = b.Loop(); !more {
+				break
+			}
 		}
 	}
 }

@@ -405,13 +405,26 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 }
 
 func BenchmarkJudge(b *testing.B) {
-	g, f, _ := setup()
-	f.grant(g, bob)
-	q := foreign(bob, &relay.Waits{})
-	b.ReportAllocs()
-	for b.Loop() {
-		if g.Judge(b.Context(), q).Verdict != relay.Pass {
-			b.Fatal("not passed")
-		}
+	ours := foreign(eve, &relay.Waits{})
+	ours.Rcpt, ours.Addr, ours.Host, ours.Mailer = "x@local.test", "x@local.test", "local.test", "local"
+	for _, bb := range []struct {
+		name string
+		q    *relay.Query
+		want relay.Verdict
+	}{
+		{"granted", foreign(bob, &relay.Waits{}), relay.Pass},
+		{"stranger who has waited", foreign(eve, &relay.Waits{Transaction: true}), relay.Refuse},
+		{"local recipient", ours, relay.Pass},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			g, f, _ := setup()
+			f.grant(g, bob)
+			b.ReportAllocs()
+			for b.Loop() {
+				if got := g.Judge(b.Context(), bb.q).Verdict; got != bb.want {
+					b.Fatalf("%v, want %v", got, bb.want)
+				}
+			}
+		})
 	}
 }
