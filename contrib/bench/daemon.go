@@ -70,9 +70,9 @@ func (b *bench) serve(dir string, wait time.Duration, env ...string) (*daemon, e
 		return d, err
 	case err := <-d.exited:
 		return nil, fmt.Errorf("popgate serve: %w: %s", err, d.log.lastLine())
-	case <-time.After(2 * time.Minute):
+	case <-time.After(b.patience()):
 		_ = d.stop()
-		return nil, fmt.Errorf("popgate serve: not ready after two minutes: %s", d.log.lastLine())
+		return nil, fmt.Errorf("popgate serve: not ready after %v: %s", b.patience(), d.log.lastLine())
 	}
 }
 
@@ -80,6 +80,7 @@ func (b *bench) serve(dir string, wait time.Duration, env ...string) (*daemon, e
 type logReader struct {
 	ready   chan struct{}
 	dropped atomic.Int64 // lines that it was too slow for
+	bytes   atomic.Int64 // read
 	rounds  atomic.Int64 // of the collector, with GODEBUG=gctrace=1
 
 	reading sync.Mutex // whoever holds it keeps the log from being read
@@ -98,6 +99,7 @@ func (l *logReader) read(from io.ReadCloser) {
 		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 			return
 		}
+		l.bytes.Add(int64(len(line)))
 		if !ready {
 			l.mu.Lock()
 			l.last = string(line)
@@ -123,25 +125,42 @@ func (l *logReader) lastLine() string {
 	return strings.TrimSpace(l.last)
 }
 
-// grants asks the daemon how many it holds.
-func (d *daemon) grants() (int, error) {
-	var status struct {
-		Grants int `json:"grants"`
-	}
+// patience is how long the daemon may take for what is much work with many
+// grants.
+func (b *bench) patience() time.Duration {
+	return 5*time.Minute + time.Duration(b.grants/1_000_000)*time.Minute
+}
+
+// status is what the daemon says of itself.
+type status struct {
+	Grants  int `json:"grants"`
+	Sources []struct {
+		State  string `json:"state"`
+		Logins int    `json:"logins"`
+	} `json:"sources"`
+}
+
+func (d *daemon) status() (s status, err error) {
 	// It exits with 5 while it is degraded, and has said all the same.
 	out, err := exec.CommandContext(d.b.ctx, d.b.popgate, "status", "--json", "--socket", d.control).Output()
 	if len(out) == 0 {
-		return 0, fmt.Errorf("popgate status: %w", err)
+		return s, fmt.Errorf("popgate status: %w", err)
 	}
-	return status.Grants, json.Unmarshal(out, &status)
+	if err := json.Unmarshal(out, &s); err != nil {
+		return s, err
+	}
+	if len(s.Sources) != 1 {
+		return s, fmt.Errorf("popgate status: %d sources", len(s.Sources))
+	}
+	return s, nil
 }
 
 // holding waits until the daemon holds so many grants and has done all that
 // comes with them.
 func (d *daemon) holding(want int) error {
-	err := d.b.until(fmt.Sprintf("%d grants", want), 5*time.Minute, func() (bool, error) {
-		n, err := d.grants()
-		return n >= want, err
+	err := d.b.until(fmt.Sprintf("%d grants", want), d.b.patience(), func() (bool, error) {
+		s, err := d.status()
+		return s.Grants >= want, err
 	})
 	return errors.Join(err, d.b.settle(d.process))
 }
@@ -155,9 +174,21 @@ func (b *bench) room(name string) (string, error) {
 	return dir, os.WriteFile(dir+"/mail.log", nil, 0o600)
 }
 
+// stamp is how the time stands in a log line.
+const stamp = "2006-01-02T15:04:05.000000Z07:00"
+
 // loginLine is what Dovecot writes when a client has logged in.
-func loginLine(b []byte, n int, at time.Time) []byte {
-	b = at.AppendFormat(b, "2006-01-02T15:04:05.000000Z07:00")
+func loginLine(b []byte, n int, at time.Time) []byte { return loginOf(b, n, n, at) }
+
+// loginOf is the n-th login, of a user who may have more of them.
+func loginOf(b []byte, user, n int, at time.Time) []byte {
+	b = at.AppendFormat(b, stamp)
 	return fmt.Appendf(b, " mx dovecot: imap-login: Login: user=<user%07d@local.test>, method=PLAIN, rip=%v, lip=192.0.2.25, "+
-		"mpid=%d, TLS, session=<s%015d>\n", n, granted(n), 1000+n%60_000, n)
+		"mpid=%d, TLS, session=<s%015d>\n", user, granted(n), 1000+n%60_000, n)
+}
+
+// otherLine is one that is no login.
+func otherLine(b []byte, n int, at time.Time) []byte {
+	b = at.AppendFormat(b, stamp)
+	return fmt.Appendf(b, " mx postfix/smtpd[%d]: connect from unknown[%v]\n", 1000+n%60_000, plus(strangerNet, n%strangers))
 }

@@ -10,16 +10,17 @@ import (
 	"time"
 )
 
-// Clients with a grant are in 100.64.0.0/10, those without one in
-// 198.18.0.0/15. The yardstick knows them by these networks, the daemon by its
-// grants.
+// Clients with a grant are in 11.0.0.0/8, those without one in 198.18.0.0/15.
+// The yardstick knows them by these networks, the daemon by its grants. Nothing
+// is sent to any of them. Private networks will not do: the daemon never grants
+// to an address of this machine.
 var (
-	grantedNet  = netip.MustParseAddr("100.64.0.0")
+	grantedNet  = netip.MustParseAddr("11.0.0.0")
 	strangerNet = netip.MustParseAddr("198.18.0.0")
 )
 
 const (
-	maxGrants = 1<<22 - 1<<20 // of the 2^22 addresses; the rest log in while it is measured
+	maxGrants = 1<<24 - 1<<20 // of the 2^24 addresses; the rest log in while it is measured
 	strangers = 1 << 17
 )
 

@@ -73,15 +73,33 @@ func (p *process) memory() (float64, error) {
 	return 0, fmt.Errorf("%s: no VmRSS", name)
 }
 
-// written gives the bytes the server has had written to a disk.
-func (p *process) written() (int, error) {
+// account is what the kernel counts of a process's reading and writing.
+type account struct {
+	read    int // bytes, from files and everything else
+	wrote   int // bytes, to files and everything else
+	written int // bytes that went to a disk, whole pages
+}
+
+func (p *process) account() (a account, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.cmd.Process.Pid))
 	if err != nil {
-		return 0, err
+		return a, err
 	}
-	_, rest, _ := strings.Cut(string(text), "\nwrite_bytes: ")
-	number, _, _ := strings.Cut(rest, "\n")
-	return strconv.Atoi(number)
+	for line := range strings.Lines(string(text)) {
+		name, number, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		to, wanted := map[string]*int{"rchar": &a.read, "wchar": &a.wrote, "write_bytes": &a.written}[name]
+		if !wanted {
+			continue
+		}
+		if *to, err = strconv.Atoi(number); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+func (a account) minus(before account) account {
+	return account{a.read - before.read, a.wrote - before.wrote, a.written - before.written}
 }
 
 // settle waits until the server has nothing left to do.

@@ -47,7 +47,7 @@ func (b *bench) together() (err error) {
 			return err
 		}
 		ctx, stop := context.WithCancel(b.ctx)
-		before, countErr := d.written()
+		before, countErr := d.account()
 		end := b.keepBusy(ctx, d, dir, &next)
 		busy, _, err := b.served(d, during)
 		stop()
@@ -55,14 +55,14 @@ func (b *bench) together() (err error) {
 		if err = errors.Join(err, endErr, countErr, b.settle(d.process)); err != nil {
 			return err
 		}
-		after, err := d.written()
+		after, err := d.account()
 		if err != nil {
 			return err
 		}
 		if round == 0 {
 			continue // caches are cold
 		}
-		did.written = after - before
+		did.written = after.minus(before).written
 		done.add(did)
 		q, a := percentile(quiet, 99), percentile(busy, 99)
 		alone, among, ratios = append(alone, q), append(among, a), append(ratios, a/q)
@@ -157,8 +157,7 @@ func busyLog(ctx context.Context, name string, next *int) (lines, logins int, er
 					*next++
 					continue
 				}
-				text = now.AppendFormat(text, "2006-01-02T15:04:05.000000Z07:00")
-				text = fmt.Appendf(text, " mx postfix/smtpd[%d]: connect from unknown[%v]\n", 1000+lines%60_000, plus(strangerNet, lines%strangers))
+				text = otherLine(text, lines, now)
 			}
 			if _, err := f.Write(text); err != nil {
 				return lines, logins, err

@@ -13,14 +13,14 @@
 #include <string.h>
 #include <libmilter/mfapi.h>
 
-/* Clients in 100.64.0.0/10 hold a grant. */
+/* Clients in 11.0.0.0/8 hold a grant. */
 static int granted(const _SOCK_ADDR *addr)
 {
 	const struct sockaddr_in *in = (const struct sockaddr_in *)addr;
 
 	if (addr == NULL || addr->sa_family != AF_INET)
 		return 0;
-	return (ntohl(in->sin_addr.s_addr) & 0xffc00000) == 0x64400000;
+	return ntohl(in->sin_addr.s_addr) >> 24 == 11;
 }
 
 static sfsistat on_connect(SMFICTX *ctx, char *host, _SOCK_ADDR *addr)
