@@ -1,7 +1,7 @@
 // Command bench measures the popgate daemon on this machine, side by side with
 // yardsticks, and prints a table for docs/performance.md.
 //
-//	go run ./contrib/bench [-only start,rcpt,sessions,login,sweep,memory,together,testlog,attack] [-rounds N] [-grants N] [-idle N] [-quick]
+//	go run ./contrib/bench [-only start,rcpt,sessions,login,live,bytes,sweep,memory,together,disk,testlog,biglog,attack] [-rounds N] [-grants N] [-idle N] [-log MiB] [-quick]
 //
 // It builds the daemon and runs it as an administrator would: with a
 // configuration file, a log to watch, a state directory and its log in a pipe
@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -40,10 +41,12 @@ type bench struct {
 	rcpts   int // in one turn
 	lines   int // in one turn
 	idle    int // connections
+	log     int // MiB of the log that is mostly too old
 	// connections that ask at once, for one turn each
 	connections []int
 	quick       bool
-	saved       string // the daemon's directory once grants are saved in it
+	saved       string       // the daemon's directory once grants are saved in it
+	refused     atomic.Int64 // recipients of strangers, in an attack
 	report      report
 }
 
@@ -57,10 +60,14 @@ var measures = []measure{
 	{"rcpt", (*bench).rcpt},
 	{"sessions", (*bench).sessions},
 	{"login", (*bench).login},
+	{"live", (*bench).live},
+	{"bytes", (*bench).bytes},
 	{"sweep", (*bench).sweep},
 	{"memory", (*bench).memory},
 	{"together", (*bench).together},
+	{"disk", (*bench).disk},
 	{"testlog", (*bench).testlog},
+	{"biglog", (*bench).biglog},
 	{"attack", (*bench).attack}, // last: what is left of it in the log would slow down the others
 }
 
@@ -69,11 +76,12 @@ func main() {
 	for _, m := range measures {
 		names = append(names, m.name)
 	}
-	b := bench{rcpts: 100_000, lines: 400, idle: 5000, connections: []int{1, 16, 256}}
+	b := bench{rcpts: 100_000, lines: 400, idle: 5000, log: 10 << 10, connections: []int{1, 16, 256}}
 	only := flag.String("only", strings.Join(names, ","), "what to measure")
 	flag.IntVar(&b.rounds, "rounds", 5, "turns that daemon and yardstick take")
 	flag.IntVar(&b.grants, "grants", 1_000_000, "grants that the daemon holds")
 	flag.IntVar(&b.idle, "idle", b.idle, "connections that wait while their memory is measured")
+	flag.IntVar(&b.log, "log", b.log, "MiB of the log of which the daemon needs but the end (biglog)")
 	flag.Func("connections", "how many connections ask for recipients at once, a list (default 1,16,256)", func(list string) error {
 		b.connections = nil
 		for one := range strings.SplitSeq(list, ",") {
@@ -89,6 +97,7 @@ func main() {
 	flag.Parse()
 	if b.quick {
 		b.rounds, b.grants, b.rcpts, b.lines = min(b.rounds, 3), min(b.grants, 50_000), 20_000, 100
+		b.log = min(b.log, 1<<10)
 	}
 	if err := b.run(strings.Split(*only, ",")); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
