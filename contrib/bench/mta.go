@@ -65,6 +65,11 @@ func (m *mta) ask() (code byte, err error) {
 	if err := m.send(); err != nil {
 		return 0, err
 	}
+	return m.hear()
+}
+
+// hear reads one answer.
+func (m *mta) hear() (code byte, err error) {
 	head, err := m.in.Peek(5)
 	if err != nil {
 		return 0, err
@@ -127,22 +132,28 @@ func (m *mta) mail() error {
 
 // rcpt asks for one recipient. A refusal is a reply with 550 and nothing else.
 func (m *mta) rcpt(user, domain, mailer string) (passed, refused bool, err error) {
-	m.packet('D', "R", "i\x004BxYzQ1abcz1\x00{rcpt_addr}\x00", user, "@", domain, "\x00{rcpt_host}\x00", domain, "\x00{rcpt_mailer}\x00", mailer, "\x00")
-	if m.asked {
-		// Into the same macro packet: only one may come before a command.
-		m.extend("{client_addr}\x00", m.client, "\x00v\x00Postfix 3.7.11\x00")
-	}
-	m.packet('R', "<", user, "@", domain, ">\x00")
+	m.recipient(user, domain, mailer)
 	code, err := m.ask()
 	return code == 'c', code == 'y' && len(m.answer) > 3 && string(m.answer[:4]) == "550 ", err
 }
 
-// extend adds to the packet that was gathered first.
-func (m *mta) extend(parts ...string) {
+// recipient gathers the question for one.
+func (m *mta) recipient(user, domain, mailer string) {
+	macros := len(m.out)
+	m.packet('D', "R", "i\x004BxYzQ1abcz1\x00{rcpt_addr}\x00", user, "@", domain, "\x00{rcpt_host}\x00", domain, "\x00{rcpt_mailer}\x00", mailer, "\x00")
+	if m.asked {
+		// Into the same macro packet: only one may come before a command.
+		m.extend(macros, "{client_addr}\x00", m.client, "\x00v\x00Postfix 3.7.11\x00")
+	}
+	m.packet('R', "<", user, "@", domain, ">\x00")
+}
+
+// extend adds to the last packet, which begins at a place.
+func (m *mta) extend(at int, parts ...string) {
 	for _, p := range parts {
 		m.out = append(m.out, p...)
 	}
-	binary.BigEndian.PutUint32(m.out, uint32(len(m.out)-4))
+	binary.BigEndian.PutUint32(m.out[at:], uint32(len(m.out)-at-4))
 }
 
 // abort ends the message; it has no answer.
