@@ -21,8 +21,18 @@ import (
 const million = 1_000_000
 
 // BenchmarkStart is a start with a million saved grants, each of a user of its
-// own: files, ledger and store together.
+// own: files, ledger and store together. At worst as many changes have come since
+// the snapshot as there are grants in it: here every client has logged in again.
 func BenchmarkStart(b *testing.B) {
+	for _, bb := range []struct {
+		name  string
+		again bool
+	}{{"snapshot", false}, {"snapshot and as many changes", true}} {
+		b.Run(bb.name, func(b *testing.B) { benchmarkStart(b, bb.again) })
+	}
+}
+
+func benchmarkStart(b *testing.B, again bool) {
 	began := time.Now()
 	rules := &relay.Rules{GrantTTL: 12 * time.Hour, HoldOpenLogins: 12 * time.Hour, IPv6Prefix: 128,
 		MaxGrants: million, MaxGrantsPerUser: 1000, Services: []relay.Service{relay.POP3, relay.IMAP}}
@@ -32,7 +42,7 @@ func BenchmarkStart(b *testing.B) {
 			Now: func() relay.Now { return relay.Now{Wall: began, Mono: time.Hour} }})
 	}
 	dir := b.TempDir() + "/state"
-	save(b, dir, began)
+	save(b, dir, began, again)
 	b.ReportAllocs()
 	changes := 0
 	var spent time.Duration
@@ -61,8 +71,9 @@ func processorTime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-// save leaves a state directory as a daemon does that has read a million logins.
-func save(b *testing.B, dir string, now time.Time) {
+// save leaves a state directory as a daemon does that has read a million logins,
+// and perhaps each of them again.
+func save(b *testing.B, dir string, now time.Time, again bool) {
 	s, err := state.Open(dir, state.Options{Snapshot: func() iter.Seq[relay.Change] { return logins(now) }})
 	if err != nil {
 		b.Fatal(err)
@@ -79,6 +90,24 @@ func save(b *testing.B, dir string, now time.Time) {
 	s.Append(relay.Batch{Done: done})
 	if err := <-done; err != nil {
 		b.Fatal(err)
+	}
+	if again {
+		var batch relay.Batch
+		n := 0
+		for c := range logins(now.Add(time.Second)) {
+			if batch.Changes = append(batch.Changes, c); len(batch.Changes) < 10_000 {
+				continue
+			}
+			if n += len(batch.Changes); n > million*99/100 {
+				break // there would be another snapshot
+			}
+			batch.Done = done
+			s.Append(batch)
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+			batch.Changes = batch.Changes[:0]
+		}
 	}
 	stop()
 	if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
