@@ -144,6 +144,9 @@ func (d *daemon) status() (s status, err error) {
 	// It exits with 5 while it is degraded, and has said all the same.
 	out, err := exec.CommandContext(d.b.ctx, d.b.popgate, "status", "--json", "--socket", d.control).Output()
 	if len(out) == 0 {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+		}
 		return s, fmt.Errorf("popgate status: %w", err)
 	}
 	if err := json.Unmarshal(out, &s); err != nil {
