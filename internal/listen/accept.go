@@ -7,7 +7,8 @@
 // left to wait for their own timeouts, and so get to their temporary failure. It
 // logs the beginning and the end of such a time, not every connection of it.
 // Room holds how many may be open. Doorman does the like for servers that accept
-// by themselves. ClearSocket never takes a socket from a program that listens.
+// by themselves. ClearSocket never takes a socket from a program that listens, and
+// the file of a Unix goes before nobody listens there any more.
 package listen
 
 import (

@@ -5,12 +5,17 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 )
 
 // Unix is a listener on a unix socket whose file goes with it: when Close is
-// called, even if what the runtime keeps of the listener was closed before.
-type Unix struct{ *net.UnixListener }
+// called, even if what the runtime keeps of the listener was closed before. It
+// goes once: what has the name at a second Close is somebody else's.
+type Unix struct {
+	*net.UnixListener
+	remove func() error
+}
 
 // ListenUnix makes a unix socket and listens on it.
 func ListenUnix(path string) (Unix, error) {
@@ -19,12 +24,12 @@ func ListenUnix(path string) (Unix, error) {
 		return Unix{}, err
 	}
 	l.SetUnlinkOnClose(false)
-	return Unix{l}, nil
+	return Unix{l, sync.OnceValue(func() error { return os.Remove(path) })}, nil
 }
 
 // Close ends the listening and removes the socket's file.
 func (u Unix) Close() error {
-	err := os.Remove(u.Addr().String())
+	err := u.remove()
 	return errors.Join(u.UnixListener.Close(), err)
 }
 

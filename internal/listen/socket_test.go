@@ -81,3 +81,25 @@ func TestOnlyASocketThatWasLeftBehindIsTakenAway(t *testing.T) {
 		})
 	}
 }
+
+// Whoever comes after us may have put his socket in the place of ours between two
+// calls of Close.
+func TestASecondCloseTakesNobodysFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ours, err := ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ours.Close(); err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	ours.Close()
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("another's socket has lost its file: %v", err)
+	}
+}
