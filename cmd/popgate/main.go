@@ -13,7 +13,9 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], processEnv())
+	e := processEnv()
+	e.giveWay = giveWay
+	code := run(ctx, os.Args[1:], e)
 	stop()
 	os.Exit(code)
 }

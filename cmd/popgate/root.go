@@ -38,6 +38,7 @@ type env struct {
 	hangup         <-chan os.Signal                         // asks the daemon to reload
 	ready          func()                                   // called when the last listener is open
 	supervisor     supervisor                               // who started the daemon and watches it
+	giveWay        func()                                   // has this process wait for processors behind others; nil: others are in it
 }
 
 func processEnv() env {
