@@ -66,7 +66,7 @@ func (c *conn) take() []byte {
 		switch treat(code) {
 		case drop:
 			c.start += len(packet)
-			if !c.negotiated || !c.keepMacros(data) {
+			if !c.negotiated || !c.takeMacros(data) {
 				c.bad()
 				return nil
 			}
@@ -115,8 +115,8 @@ func (c *conn) done() {
 	}
 }
 
-// keepMacros takes a macro packet in, for the command that follows.
-func (c *conn) keepMacros(data []byte) bool {
+// takeMacros takes a macro packet in, for the command that follows.
+func (c *conn) takeMacros(data []byte) bool {
 	if c.macros == nil {
 		c.macros = borrowMacros()
 	}
@@ -234,16 +234,15 @@ func (c *conn) waits() {
 }
 
 // received takes in what one read gave; nothing is the end.
-func (c *conn) received(n int) bool {
+func (c *conn) received(n int) {
 	if n > 0 {
 		c.end += n
-		return true
+		return
 	}
 	if c.begun() && !c.listener.draining.Load() {
 		c.bad() // cut short, and not by us
 	}
 	c.ended.Store(true)
-	return false
 }
 
 // over says whether nothing more is to be read or written.

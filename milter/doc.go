@@ -8,8 +8,7 @@
 //     decision whose verdict is pass and for nothing else: a panic, a verdict
 //     nobody knows and a reply that can't be sent all end as 451.
 //   - Only "continue" and reply codes are ever sent. "Accept" would tell
-//     Postfix to stop asking about the rest of the message, and any other
-//     final answer makes the library forget the client.
+//     Postfix to stop asking about the rest of the message.
 //   - The client address is that of the connection's one CONNECT packet, for
 //     the first message and the thousandth; what belongs to a transaction ends
 //     with it, and macros sent for one recipient are never those of the next.
@@ -27,5 +26,6 @@
 //	                (epoll) (packets)                   (of the conn)
 //
 // A loop waits for many connections with one worker. One that waits costs its
-// conn and nothing else: no goroutine, no stack, no buffer.
+// conn and nothing else: no goroutine, no stack, no buffer. So a Judge that waits
+// without saying so keeps all of a loop's connections waiting.
 package milter

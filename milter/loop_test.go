@@ -370,3 +370,39 @@ func TestConnectionsAreSpreadOverLoops(t *testing.T) {
 		even("filled up")
 	}
 }
+
+// What is put off until an answer has been sent is done behind the last one too,
+// however the connection ends, and whoever waits for its packets.
+func TestNothingPutOffIsLeftBehind(t *testing.T) {
+	stream := joined([][]byte{optneg(), connect("203.0.113.9"), rcpt("<x@y>"), rcpt("<aside@y>"), quit()})
+	for name, talk := range map[string]func(t *testing.T, w *witness, o Options){
+		"by a loop": func(t *testing.T, w *witness, o Options) {
+			m := dial(t, serve(t, "unix", w, o))
+			m.send(stream)
+			for _, want := range []string{"O", "c", "y550 ", "y550 "} {
+				m.want(want)
+			}
+			m.ended()
+		},
+		"alone": func(t *testing.T, w *witness, o Options) {
+			l := newListener(NewServer(w, o), t.Context())
+			l.serve(&script{in: stream, step: len(stream)})
+			if !l.wait(patience) {
+				t.Fatal("the conversation doesn't end")
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var decided, done atomic.Int32
+			w := &witness{decide: func(_ context.Context, q *relay.Query) relay.Decision {
+				if q.Rcpt == "aside@y" {
+					q.Waits.Block()
+				}
+				decided.Add(1)
+				return refused
+			}}
+			talk(t, w, Options{Answered: func() { done.Store(decided.Load()) }})
+			until(t, "done for both", func() bool { return done.Load() == 2 })
+		})
+	}
+}

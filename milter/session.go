@@ -10,10 +10,10 @@ import (
 )
 
 // session is what the library calls for one connection, from the first packet
-// to the last: NewMilter always gives the same one. The library's arguments
+// to the last, through whichever worker has the packet. The library's arguments
 // are mostly ignored: it takes off more brackets than there should be, has no
-// address for sendmail's IPv6 clients, and keeps macros from one recipient to
-// the next. The packet itself, which conn still holds, has them all.
+// address for sendmail's IPv6 clients, and has seen no macros. The packet itself,
+// which conn still holds, has them all.
 type session struct {
 	conn *conn
 	// query is filled anew for every recipient. What is kept in it between two
@@ -47,8 +47,8 @@ func (s *session) learn(m *macroSet) {
 
 // answer sends the answer to the command at hand, and gives the library none to
 // send. The library would make a buffer of 4 KiB for it, which is a fifth of
-// what a recipient costs; and after an answer that doesn't say it continues it
-// would make a new session, one that never saw CONNECT.
+// what a recipient costs; and an answer that doesn't say it continues is for it
+// the end of what it has begun, which is not this connection's alone.
 func (s *session) answer(packet []byte) (gomilter.Response, error) {
 	s.conn.send(packet)
 	return nil, nil
@@ -165,8 +165,8 @@ func (s *session) BodyChunk([]byte, *gomilter.Modifier) (gomilter.Response, erro
 	return s.answer(proceed)
 }
 
-// Body ends a message. It continues too: "accept" here, the library's default,
-// would cost the session its client.
+// Body ends a message. It continues too: "accept", the library's default, is an
+// answer we never send.
 func (s *session) Body(*gomilter.Modifier) (gomilter.Response, error) {
 	s.begin()
 	return s.answer(proceed)

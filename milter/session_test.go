@@ -296,7 +296,7 @@ func TestNoAllocationOfOursForARecipient(t *testing.T) {
 	argument := []byte("<x@c.example>")
 	told := macros('R', "{rcpt_mailer}", "smtp", "{rcpt_host}", "c.example", "{rcpt_addr}", "x@c.example", "{client_addr}", "203.0.113.9", "i", "Q1", "v", "Postfix 3.7.11")[5:]
 	if n := testing.AllocsPerRun(1000, func() {
-		c.keepMacros(told)
+		c.takeMacros(told)
 		c.argument = argument
 		if _, err := c.session.RcptTo("x@c.example", nil); err != nil {
 			t.Fatal(err)

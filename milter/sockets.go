@@ -41,7 +41,7 @@ func newSockets(ln net.Listener) (*sockets, bool) {
 	case *net.TCPListener:
 		s.fd = duplicate(l)
 	case *net.UnixListener:
-		l.SetUnlinkOnClose(false) // nor does one that was handed over
+		l.SetUnlinkOnClose(false) // the Close below is not the end of it; whose file is ours, Close removes
 		s.fd = duplicate(l)
 	}
 	if s.fd < 0 {

@@ -130,11 +130,11 @@ func (a alone) next(*worker) (*conn, []byte) {
 		if packet := a.take(); packet != nil {
 			return a.conn, packet
 		}
+		a.listener.server.options.Answered()
 		if a.over() {
 			a.close()
 			return nil, nil
 		}
-		a.listener.server.options.Answered()
 		a.waits()
 		n, _ := a.wire.Read(a.room())
 		a.received(n)
