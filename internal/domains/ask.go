@@ -134,8 +134,8 @@ func oldest[V any](of map[string]V, at func(V) (time.Time, bool)) string {
 // seconds; the context ends it early.
 func (s *Set) Ask(ctx context.Context, domain string) relay.Match { return s.AskFor(ctx, domain, nil) }
 
-// AskFor is Ask for a connection that has others to answer meanwhile: it is told
-// before an answer must be waited for.
+// AskFor is Ask for a connection that may have others to answer meanwhile: it is
+// told before an answer must be waited for. nil: nobody is.
 func (s *Set) AskFor(ctx context.Context, domain string, w *relay.Waits) relay.Match {
 	v := s.view.Load()
 	m := v.domains.Match(domain)

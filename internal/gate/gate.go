@@ -5,7 +5,8 @@
 // relay.Decide's; no door has a rule of its own.
 //
 // Judge never blocks but to wait for a login, for at most wait_for_login, and to
-// ask the tables of local domains that can't be listed, where a site has any.
+// ask the tables of local domains that can't be listed, where a site has any; it
+// says so before to the query's Waits, for doors that have others to answer.
 package gate
 
 import (

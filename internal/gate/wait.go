@@ -137,7 +137,7 @@ func (w *waiting) leave(key relay.Key, client netip.Addr, p *waiter, failedUntil
 	}
 }
 
-// Follow wakes those who wait for what a batch brings, and says whether there are
+// Follow wakes those who wait for what a batch brings, and says whether there were
 // any. It never blocks.
 func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	for i := range b.Changes {

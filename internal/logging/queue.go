@@ -1,8 +1,10 @@
-// Package logging writes popgate's log. Lines about decisions come from
-// connection goroutines, thousands a second at times, and must cost them
-// nothing: they are handed over as small values to a bounded queue, and one
-// goroutine formats and writes them, many in one write. A full queue drops and
-// counts; nothing ever waits for a reader of the log.
+// Package logging writes popgate's log. Lines about decisions come from those who
+// answer MTAs, thousands a second at times, and must cost them nothing: they are
+// handed over as small values to a bounded queue, and one goroutine formats and
+// writes them, many in one write, once the answers have been sent. Lines keep the
+// order in which they were handed over. A full queue drops and counts; nothing
+// ever waits for a reader of the log. What is queued, of some milliseconds, is
+// lost with a daemon that is killed.
 //
 // Lines look as the standard library's slog handlers write them, text or JSON,
 // whether they come through a slog.Logger or from a decision. To journald they
@@ -70,8 +72,8 @@ func (q *Queue) Decision(r gate.Record) {
 }
 
 // Flush has the writer write what Decision queued. Whoever answers MTAs calls it
-// when the answers have been sent; otherwise they would be written with the next
-// line of another kind.
+// when the answers have been sent; otherwise the lines would be written with the
+// next one of another kind.
 func (q *Queue) Flush() {
 	if q.unheard.Load() && q.unheard.Swap(false) {
 		q.hear()
