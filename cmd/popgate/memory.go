@@ -33,9 +33,14 @@ func tuneMemory(cfg *config.Config) {
 // collector, and the kernel is a better judge of who was waiting than the
 // runtime, which lets everybody go on for 10 ms. For the same reason the runtime
 // need not take places away from those who sleep, which costs more than a place.
+//
+// Where the runtime makes do with fewer than all processors because of a quota
+// (CPUQuota= of systemd), it is let be: it follows the quota, also when that is
+// changed, and more threads would only use it up sooner, after which all stand
+// still until the next period.
 var tuneProcessors = sync.OnceFunc(func() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
+	if n := runtime.GOMAXPROCS(0); os.Getenv("GOMAXPROCS") == "" && n >= runtime.NumCPU() {
+		runtime.GOMAXPROCS(2 * n)
 	}
 })
 
