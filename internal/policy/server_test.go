@@ -100,12 +100,17 @@ func TestPipelinedQuestionsAreAnsweredInOrder(t *testing.T) {
 			"8:OK RELAY," + mapNo + mapNone + "8:OK RELAY,"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			inBubble(t, tt.make(&witness{}, Options{}), func(t *testing.T, _ *Server, p *pipes) {
+			var told atomic.Int32 // answers behind which what was put off can be done
+			inBubble(t, tt.make(&witness{}, Options{Answered: func() { told.Add(1) }}), func(t *testing.T, _ *Server, p *pipes) {
 				c := p.dial()
 				defer c.Close()
 				go func() { _, _ = io.WriteString(c, strings.Repeat(tt.asked, 50)) }()
 				if got, want := reads(t, c, 50*len(tt.wants)), strings.Repeat(tt.wants, 50); got != want {
 					t.Errorf("answered %q", got)
+				}
+				synctest.Wait()
+				if n := told.Load(); n != 50*4 {
+					t.Errorf("told of %d answers, want %d", n, 50*4)
 				}
 			})
 		})
