@@ -129,7 +129,8 @@ func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 }
 
 // ListJSON is List with each grant as one line of JSON, as the daemon has
-// spelled it; it is good until the next.
+// spelled it; it is good until the next. A line that holds control characters,
+// which JSON never does and a terminal may obey, ends the list with an error.
 func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) error {
 	resp, err := c.send(ctx, "GET", "/list", nil)
 	if err != nil {
@@ -151,7 +152,13 @@ func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) err
 		case err != nil:
 			return fmt.Errorf("control socket %s: the list broke off: %w", c.path, err)
 		}
-		if err := each(line[:len(line)-1]); err != nil {
+		line = line[:len(line)-1]
+		for _, b := range line {
+			if b < ' ' {
+				return fmt.Errorf("control socket %s: what it lists is no JSON; is it popgate that listens there?", c.path)
+			}
+		}
+		if err := each(line); err != nil {
 			return err
 		}
 	}

@@ -352,3 +352,27 @@ func TestUnknownIsLeftOutOfJSON(t *testing.T) {
 		t.Errorf("%s, want %s", b, want)
 	}
 }
+
+func TestAListThatWouldSpeakToATerminalIsRefused(t *testing.T) {
+	for name, body := range map[string]string{
+		"an escape":              "{\"client\":\"192.0.2.1\"}\n{\"user\":\"\x1b]0;owned\x07\"}\n",
+		"a carriage return":      "{\"client\":\"192.0.2.1\"}\n{\"user\":\"a\r\"}\n",
+		"an escape, a long line": "{\"client\":\"192.0.2.1\"}\n{\"user\":\"" + strings.Repeat("a", 100<<10) + "\x1b[2J\"}\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "s")
+			ln, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			impostor := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) })}
+			go impostor.Serve(ln)
+			defer impostor.Close()
+			n := 0
+			err = NewClient(path).ListJSON(t.Context(), func([]byte) error { n++; return nil })
+			if n != 1 || err == nil {
+				t.Errorf("%d lines, error %v; want the first line and an error", n, err)
+			}
+		})
+	}
+}
