@@ -74,11 +74,18 @@ func (h *hints) forget(fd int) {
 
 // places watches just these names: the links on the way to the log, or where
 // the way ends too early. A directory that can't be watched is left to the clock.
-// It says whether one is watched that was not before.
+// It says whether one is watched that was not before: what happened to it
+// meanwhile was told to nobody, or passed over as a neighbour's.
 func (h *hints) places(turns []place) (added bool) {
 	if h.inotify == nil {
 		return false
 	}
+	h.mu.Lock()
+	for _, p := range turns {
+		added = added || !slices.Contains(h.turns, p)
+	}
+	h.turns = turns
+	h.mu.Unlock()
 	for dir := range h.dirs {
 		if !slices.ContainsFunc(turns, func(p place) bool { return p.dir == dir }) {
 			_ = h.inotify.Remove(dir)
@@ -90,9 +97,6 @@ func (h *hints) places(turns []place) (added bool) {
 			h.dirs[p.dir], added = true, true
 		}
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.turns = turns
 	return added
 }
 

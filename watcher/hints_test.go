@@ -120,6 +120,33 @@ func TestHintsIgnoreNeighbours(t *testing.T) {
 	}
 }
 
+// What happens to a name before it is known to matter is a neighbour's event: so
+// whoever names it must look again, be its directory watched already or not.
+func TestANewNameInAWatchedDirectoryIsLookedAtAgain(t *testing.T) {
+	h := newHints()
+	defer h.close()
+	if h.inotify == nil {
+		t.Skip("no inotify instance")
+	}
+	dir := t.TempDir()
+	link, gone := place{dir, "link"}, place{dir, "gone"}
+	for i, tt := range []struct {
+		turns []place
+		again bool
+	}{
+		{[]place{link}, true},
+		{[]place{link}, false},
+		{[]place{link, gone}, true}, // the log behind the link is being rotated
+		{[]place{link, gone}, false},
+		{[]place{link}, false},
+		{nil, false},
+	} {
+		if got := h.places(tt.turns); got != tt.again {
+			t.Errorf("%d: names %v: look again %v, want %v", i, tt.turns, got, tt.again)
+		}
+	}
+}
+
 // An idle source costs a few system calls each second, and nothing leaks when
 // it ends.
 func TestFileIdleAndEnd(t *testing.T) {
