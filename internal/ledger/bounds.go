@@ -5,7 +5,10 @@ import (
 	"hash/maphash"
 	"maps"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"popgate/internal/relay"
 )
@@ -20,10 +23,12 @@ type owner uint64
 // queue an owner, oldest login first, whose stale places are skipped when they
 // come to the front.
 type bounded struct {
-	of     func(*relay.Grant) (o owner, counts bool)
-	get    func(relay.Key) (relay.Grant, bool)
-	owners map[owner]queue
+	of    func(*relay.Grant) (o owner, counts bool)
+	get   func(relay.Key) (relay.Grant, bool)
+	parts [1 << partBits]map[owner]queue
 }
+
+const partBits = 8 // of an owner say in which part of the table it is
 
 // A queue lies in the map itself: most owners have but one grant.
 type queue struct {
@@ -104,16 +109,62 @@ func (q *queue) sort() {
 }
 
 func newBounded(store Store, of func(*relay.Grant) (owner, bool)) *bounded {
-	return &bounded{of, store.Get, map[owner]queue{}}
+	b := &bounded{of: of, get: store.Get}
+	for i := range b.parts {
+		b.parts[i] = map[owner]queue{}
+	}
+	return b
 }
 
-// makeRoom gives an empty table the size it needs for so many grants, when some
-// of them are of that many owners: one that grows is written anew each time it
-// doubles.
-func (b *bounded) makeRoom(grants int, some *sample) {
-	if some.n > 0 {
-		b.owners = make(map[owner]queue, grants*len(some.of)/some.n)
+// part is the table an owner is in. One table of a million owners fits in no
+// processor's cache, and to fill it would be to wait for memory a million times.
+func (b *bounded) part(o owner) map[owner]queue { return b.parts[o>>(64-partBits)] }
+
+func (b *bounded) len() (n int) {
+	for _, p := range b.parts {
+		n += len(p)
 	}
+	return n
+}
+
+// gathered are the places of grants not yet in the table, by the part they go to.
+type gathered [1 << partBits][]placeOf
+
+type placeOf struct {
+	owner owner
+	place place
+}
+
+// gather takes a place for fill.
+func (b *bounded) gather(to *gathered, key relay.Key, g *relay.Grant) {
+	if o, counts := b.of(g); counts {
+		i := o >> (64 - partBits)
+		to[i] = append(to[i], placeOf{o, place{key, g.Login.UnixNano()}})
+	}
+}
+
+// fill puts what was gathered in an empty table, part by part, each made in the
+// size it needs when some of the grants are of that many owners.
+func (b *bounded) fill(from *gathered, some *sample) {
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), 4) {
+		workers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(from); i = int(next.Add(1)) - 1 {
+				if len(from[i]) == 0 {
+					continue
+				}
+				p := make(map[owner]queue, len(from[i])*len(some.of)/some.n)
+				for _, one := range from[i] {
+					q := p[one.owner]
+					q.enter(one.place)
+					p[one.owner] = q
+				}
+				b.parts[i], from[i] = p, nil
+			}
+		})
+	}
+	workers.Wait()
 }
 
 // sample is whose the first grants are.
@@ -138,18 +189,24 @@ func (s *sample) take(b *bounded, g *relay.Grant) {
 	}
 }
 
-func (b *bounded) count(o owner) int { return int(b.owners[o].count) }
+func (b *bounded) count(o owner) int { return int(b.part(o)[o].count) }
 
 func (b *bounded) add(key relay.Key, g *relay.Grant) {
 	o, counts := b.of(g)
 	if !counts {
 		return
 	}
-	q, login := b.owners[o], g.Login.UnixNano()
+	p := b.part(o)
+	q := p[o]
+	q.enter(place{key, g.Login.UnixNano()})
+	p[o] = q
+}
+
+// enter counts one more grant, and gives it its place.
+func (q *queue) enter(p place) {
 	q.count++
-	q.mixed = q.mixed || login < q.last()
-	q.push(place{key, login})
-	b.owners[o] = q
+	q.mixed = q.mixed || p.login < q.last()
+	q.push(p)
 }
 
 // remove takes one grant off its owner's count. Its place in the queue goes
@@ -157,12 +214,13 @@ func (b *bounded) add(key relay.Key, g *relay.Grant) {
 // others.
 func (b *bounded) remove(g *relay.Grant) {
 	o, counts := b.of(g)
-	q, ok := b.owners[o]
+	part := b.part(o)
+	q, ok := part[o]
 	if !counts || !ok {
 		return
 	}
 	if q.count--; q.count <= 0 {
-		delete(b.owners, o)
+		delete(part, o)
 		return
 	}
 	if q.len() > 2*int(q.count)+16 {
@@ -174,7 +232,7 @@ func (b *bounded) remove(g *relay.Grant) {
 			}
 		}
 	}
-	b.owners[o] = q
+	part[o] = q
 }
 
 // login tells the present login of a key, or false when the owner has no grant
@@ -191,14 +249,15 @@ func (b *bounded) login(o owner, key relay.Key) (int64, bool) {
 // oldest gives the owner's oldest grant. One renewed since it was queued goes to
 // the end.
 func (b *bounded) oldest(o owner) (relay.Key, bool) {
-	q, ok := b.owners[o]
+	part := b.part(o)
+	q, ok := part[o]
 	if !ok {
 		return relay.Key{}, false
 	}
 	if q.mixed {
 		q.sort()
 	}
-	defer func() { b.owners[o] = q }()
+	defer func() { part[o] = q }()
 	for range 2*q.len() + 1 {
 		p, ok := q.pop()
 		if !ok {
@@ -219,9 +278,11 @@ func (b *bounded) oldest(o owner) (relay.Key, bool) {
 
 // beyond gives the owners of more than so many grants.
 func (b *bounded) beyond(most int) (over []owner) {
-	for o, q := range b.owners {
-		if int(q.count) > most {
-			over = append(over, o)
+	for _, p := range b.parts {
+		for o, q := range p {
+			if int(q.count) > most {
+				over = append(over, o)
+			}
 		}
 	}
 	return over

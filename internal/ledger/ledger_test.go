@@ -584,7 +584,7 @@ func TestCountsFollowTheStore(t *testing.T) {
 		t.Errorf("bob has %d grants, want 1", n)
 	}
 	b.Revoke(relay.Revocation{All: true}, 0, nil)
-	if n := len(b.users.owners); n != 0 {
+	if n := b.users.len(); n != 0 {
 		t.Errorf("%d users have grants, want none", n)
 	}
 }

@@ -74,27 +74,27 @@ func (l *Ledger) Restore(changes iter.Seq[relay.Change]) Restored {
 // each would look at places of three tables that are in no processor's cache.
 func (l *Ledger) fill(now relay.Now, grants iter.Seq[relay.Grant]) (live int) {
 	l.restoring = true
+	var users, nets gathered
+	var someUsers, someNets sample
 	l.store.Fill(func(yield func(relay.Grant) bool) {
-		var users, nets sample
-		n := 0
 		for g := range grants {
 			g.Deadline = deadline(&g, now)
-			users.take(l.users, &g)
-			nets.take(l.nets, &g)
-			n++
+			someUsers.take(l.users, &g)
+			someNets.take(l.nets, &g)
 			yield(g) // the store takes them all
 		}
-		l.users, l.nets = newBounded(l.store, ownerUser), newBounded(l.store, ownerNet)
-		l.users.makeRoom(n, &users)
-		l.nets.makeRoom(n, &nets)
 	}, func(g, before *relay.Grant) bool {
 		return displaces(g, before, now)
 	}, func(key relay.Key, g *relay.Grant) {
-		l.index(key, g)
+		l.users.gather(&users, key, g)
+		l.nets.gather(&nets, key, g)
 		if g.Live(now) {
 			live++
 		}
 	})
+	l.users, l.nets = newBounded(l.store, ownerUser), newBounded(l.store, ownerNet)
+	l.users.fill(&users, &someUsers)
+	l.nets.fill(&nets, &someNets)
 	l.restoring = false
 	return live
 }
@@ -314,6 +314,6 @@ func (l *Ledger) Sizes() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return map[string]int{"grants": l.store.Len(), "sessions": len(l.sessions), "closed": len(l.closed),
-		"revocations": len(l.revocations.list), "users": len(l.users.owners),
+		"revocations": len(l.revocations.list), "users": l.users.len(),
 		"dead": len(l.dead), "unpaired": len(l.unheld.in)}
 }
