@@ -127,8 +127,11 @@ func (d *daemon) restore(cfg *config.Config) (map[string]relay.Position, error) 
 		return nil, err
 	}
 	var loaded state.Loaded
-	out := d.ledger.Restore(func(yield func(relay.Change) bool) {
-		loaded = s.Load(func(c relay.Change) { yield(c) }) // Restore takes them all
+	var out ledger.Restored
+	uncollected(func() {
+		out = d.ledger.Restore(func(yield func(relay.Change) bool) {
+			loaded = s.Load(func(c relay.Change) { yield(c) }) // Restore takes them all
+		})
 	})
 	for _, w := range loaded.Warnings {
 		d.log.Warn("state", "warning", w)
@@ -257,6 +260,7 @@ func (d *daemon) run(ctx context.Context) error {
 	d.log.Info("ready", "version", version(), "listen", addresses(d.listeners), "sources", d.sources.names())
 	d.env.ready()
 	d.env.supervisor.ready()
+	tidyUp()
 	group.Go(func() error { d.env.supervisor.watch(ctx, func() bool { return d.alive(ctx) }); return nil })
 
 	err := group.Wait()
