@@ -1,10 +1,12 @@
 package milter
 
 import (
+	"context"
 	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // loop waits for the packets of many connections in one place, the kernel's
@@ -23,6 +25,7 @@ type loop struct {
 	epoll       int
 	wakes, wake int // a pipe: what is written to wake wakes who waits
 	watched     atomic.Int32
+	rounds      atomic.Uint64 // how often it has waited
 	stopped     atomic.Bool
 	ended       chan struct{} // closed when nobody waits any more, and all is given back
 
@@ -142,6 +145,10 @@ func (p *loop) next(w *worker) (*conn, []byte) {
 			return nil, nil
 		}
 		if w.conn = p.wait(); w.conn == nil {
+			s := p.listener.server
+			s.mu.Lock()
+			delete(s.loops, p)
+			s.mu.Unlock()
 			p.release()
 			close(p.ended)
 			return nil, nil
@@ -193,6 +200,7 @@ func (p *loop) wait() *conn {
 	for {
 		if len(p.ready) == 0 {
 			p.listener.server.options.Answered()
+			p.rounds.Add(1)
 			n, err := syscall.EpollWait(p.epoll, p.events[:], -1)
 			if err != nil && err != syscall.EINTR {
 				panic(os.NewSyscallError("epoll_wait", err)) // only of a descriptor that is none
@@ -293,6 +301,24 @@ func (p *loop) woken() bool {
 		}
 	}
 	return p.stopped.Load()
+}
+
+// comesRound waits until the loop has waited for packets once more. It answers
+// false when ctx has ended before that.
+func (p *loop) comesRound(ctx context.Context) bool {
+	const often = time.Millisecond
+	was := p.rounds.Load()
+	p.rouse()
+	for p.rounds.Load() == was {
+		select {
+		case <-p.ended:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-time.After(often):
+		}
+	}
+	return true
 }
 
 // rouse has the loop look at what is asked of it, if it is still there.

@@ -203,3 +203,36 @@ func TestMTAsThatComeAndGoLeaveNothingBehind(t *testing.T) {
 		until(t, "all given back", func() bool { return descriptors(t) <= before && runtime.NumGoroutine() <= goroutines })
 	})
 }
+
+// A loop whose worker is held answers nobody, and nothing but this would tell.
+func TestAliveWaitsForEveryLoop(t *testing.T) {
+	held, release := make(chan struct{}), make(chan struct{})
+	w := &witness{decide: func(_ context.Context, q *relay.Query) relay.Decision {
+		if strings.HasPrefix(q.Rcpt, "hold") {
+			close(held)
+			<-release // and has not told that it would take time
+		}
+		return refused
+	}}
+	d := serve(t, "unix", w, Options{Loops: 2})
+	if !d.Alive(t.Context()) {
+		t.Fatal("at rest: not alive")
+	}
+	m := begun(t, d, client4)
+	m.send(rcpt("<hold@c>"))
+	<-held
+	soon, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer stop()
+	if d.Alive(soon) {
+		t.Error("alive with a worker that is held")
+	}
+	close(release)
+	m.want("y550 ")
+	if !d.Alive(t.Context()) {
+		t.Error("not alive any more")
+	}
+	d.end(t)
+	if !d.Alive(t.Context()) {
+		t.Error("after the end there is nobody to wait for")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime"
@@ -89,12 +90,28 @@ type Server struct {
 	mu       sync.Mutex
 	reported Stats // what the last summary said
 	summary  time.Time
+	loops    map[*loop]struct{} // of all listeners
 }
 
 // NewServer makes a server that asks j.
 func NewServer(j Judge, o Options) *Server {
 	o.setDefaults()
-	return &Server{judge: j, options: o, room: listen.NewRoom(o.MaxConns, o.MaxConnsPerPeer, o.Allow)}
+	return &Server{judge: j, options: o, room: listen.NewRoom(o.MaxConns, o.MaxConnsPerPeer, o.Allow), loops: map[*loop]struct{}{}}
+}
+
+// Alive waits until whoever answers MTAs has come round to them once more, which
+// takes no longer than what is being answered at the moment. It answers false
+// when ctx has ended before that.
+func (s *Server) Alive(ctx context.Context) bool {
+	s.mu.Lock()
+	loops := slices.Collect(maps.Keys(s.loops))
+	s.mu.Unlock()
+	for _, p := range loops {
+		if !p.comesRound(ctx) {
+			return false
+		}
+	}
+	return true
 }
 
 // Serve answers the MTAs that connect to ln until ctx ends, and then for at
@@ -203,7 +220,10 @@ func (l *listener) startLoops(door *sockets) error {
 		l.loops = append(l.loops, p)
 	}
 	door.loops = l.loops
+	l.server.mu.Lock()
+	defer l.server.mu.Unlock()
 	for _, p := range l.loops {
+		l.server.loops[p] = struct{}{}
 		employ(p)
 	}
 	return nil

@@ -98,13 +98,13 @@ func (s supervisor) watch(ctx context.Context, alive func() bool) {
 }
 
 // alive goes the way of a login and of a recipient, through the ledger's lock,
-// the store and the gate: with one of them stuck, a timer alone would tick on.
-// The gate is asked what no configuration answers otherwise, and answers without
-// the store. Whether the doors come round to their MTAs is not asked.
+// the store, the gate and the milter's loops: with one of them stuck, a timer
+// alone would tick on. The gate is asked what no configuration answers otherwise,
+// and answers without the store.
 func (d *daemon) alive(ctx context.Context) bool {
 	nobody := netip.IPv6Unspecified()
 	d.ledger.Revoked(nobody)
 	_, _ = d.store.Get(relay.KeyOf(nobody, d.gate.Rules().IPv6Prefix))
 	e := d.gate.Explain(ctx, &relay.Query{Door: "control", Client: nobody, Rcpt: "postmaster"})
-	return e.Decision == relay.Decision{Verdict: relay.Pass, Reason: relay.ReasonLocal}
+	return e.Decision == relay.Decision{Verdict: relay.Pass, Reason: relay.ReasonLocal} && d.milter.Alive(ctx)
 }
