@@ -24,6 +24,7 @@ type conn struct {
 	loop     *loop         // that waits for its packets; nil: wire does
 	fd       int32         // its socket, where loop waits
 	full     bool          // loop waits for room in the socket, and for nothing else
+	answers  uint32        // how often loop has done with what was read
 	wire     net.Conn      // its socket, where there is no loop
 	peer     netip.Addr    // the MTA's host, zero on a unix socket
 	phase    atomic.Uint64 // what it is doing and since which tick, see phase

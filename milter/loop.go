@@ -123,9 +123,7 @@ func (p *loop) stepAside(w *worker) {
 		return
 	}
 	w.aside = true
-	c := w.conn
-	p.forget(c)
-	_ = control(p.epoll, syscall.EPOLL_CTL_DEL, int(c.fd), 0)
+	p.unwatch(w.conn)
 	employ(p)
 }
 
@@ -189,9 +187,37 @@ func (p *loop) settle(c *conn, aside bool) {
 			c.acknowledge()
 		}
 	}
-	if aside && !p.watch(c) {
+	to := p
+	if !aside {
+		to = p.moves(c)
+	}
+	if to != nil && !to.watch(c) {
 		c.close()
 	}
+}
+
+// lookAgain is after how many answers a connection may be moved.
+const lookAgain = 64
+
+// moves takes a connection that has been here for some time out of the loop, for
+// another that has fewer. nil: it stays.
+func (p *loop) moves(c *conn) *loop {
+	if c.answers++; c.answers%lookAgain != 0 || c.full {
+		return nil
+	}
+	to := p.listener.leastBusy()
+	if to.watched.Load()+1 >= p.watched.Load() {
+		return nil
+	}
+	p.unwatch(c)
+	c.loop = to
+	return to
+}
+
+// unwatch ends the watch of a connection that goes on elsewhere.
+func (p *loop) unwatch(c *conn) {
+	p.forget(c)
+	_ = control(p.epoll, syscall.EPOLL_CTL_DEL, int(c.fd), 0)
 }
 
 // wait gives a connection that has sent something, or nil when the loop has been

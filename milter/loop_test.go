@@ -335,39 +335,48 @@ func TestALoopGoesOnWithoutTheWorkerThatWasLost(t *testing.T) {
 	}
 }
 
-func TestConnectionsAreSpreadOverLoops(t *testing.T) {
+// Connections begin in one loop, which is cheapest, and don't all stay there.
+func TestConnectionsThatGoOnAreSpreadOverLoops(t *testing.T) {
 	const loops, each = 3, 7
 	w := &witness{}
 	d := serve(t, "unix", w, Options{Loops: loops})
-	in := map[*loop][]*mta{}
-	meet := func() {
-		m := begun(t, d, client4)
-		m.want("c", rcpt("<pass@c>"))
-		p := knownBy(w).loop
-		in[p] = append(in[p], m)
-	}
-	even := func(when string) {
-		t.Helper()
-		for _, all := range in {
-			if len(in) != loops || len(all) != each {
-				t.Fatalf("%s: %d connections in one of %d loops", when, len(all), len(in))
-			}
+	in := func() map[*loop]int {
+		all := map[*loop]int{}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for p := range d.loops {
+			all[p] = int(p.watched.Load())
 		}
+		return all
 	}
+	var all []*mta
 	for range loops * each {
-		meet()
+		all = append(all, begun(t, d, client4))
 	}
-	even("at first")
-	for _, p := range slices.Collect(maps.Keys(in)) { // by turns a loop loses all it has
-		for _, m := range in[p] {
-			m.conn.Close()
+	if at := slices.Sorted(maps.Values(in())); !slices.Equal(at, []int{0, 0, loops * each}) {
+		t.Errorf("new ones: %v in the loops", at)
+	}
+	for i, m := range all {
+		client := fmt.Sprintf("203.0.113.%d", i)
+		for range 2 * lookAgain {
+			m.want("y550 ", macros('R', "{client_addr}", client4.String()), rcpt("<"+client+"@c>"))
 		}
-		delete(in, p)
-		d.until(t, "gone", func(s Stats) bool { return s.Open == (loops-1)*each })
-		for range each {
-			meet()
+	}
+	if at := slices.Sorted(maps.Values(in())); at[0] < each-1 || at[len(at)-1] > each+1 {
+		t.Errorf("after some time: %v in the loops", at)
+	}
+	for _, m := range all[:2*each] {
+		m.send(quit())
+		m.ended()
+	}
+	d.until(t, "gone", func(s Stats) bool { return s.Open == each })
+	for range 2 * lookAgain {
+		for _, m := range all[2*each:] {
+			m.want("c", rcpt("<pass@l>"))
 		}
-		even("filled up")
+	}
+	if at := slices.Sorted(maps.Values(in())); at[len(at)-1] > at[0]+1 {
+		t.Errorf("after some have gone: %v in the loops", at)
 	}
 }
 
