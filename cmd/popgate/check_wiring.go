@@ -246,7 +246,7 @@ func (w *wired) compare(ctx context.Context, what string, o *own, site *sites) {
 	asked := 0
 	for _, name := range o.names {
 		domain, by := below(name), ""
-		m := max(site.current().Match(domain), site.AskFor(ctx, domain, nil))
+		m := max(site.current().Match(domain), site.Ask(ctx, domain, nil))
 		if asked < mostAsked {
 			asked++
 			by = o.mailer(ctx, domain)

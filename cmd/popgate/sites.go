@@ -136,7 +136,7 @@ func (s *sites) current() *relay.Domains { return s.present().Current() }
 
 func (s *sites) problems() []string { return s.present().Problems() }
 
-// AskFor asks the tables that can be asked but not listed.
-func (s *sites) AskFor(ctx context.Context, domain string, w *relay.Waits) relay.Match {
-	return s.present().AskFor(ctx, domain, w)
+// Ask asks the tables that can be asked but not listed.
+func (s *sites) Ask(ctx context.Context, domain string, w *relay.Waits) relay.Match {
+	return s.present().Ask(ctx, domain, w)
 }

@@ -131,12 +131,9 @@ func oldest[V any](of map[string]V, at func(V) (time.Time, bool)) string {
 // Ask tells about a domain that Current does not know: what the tables that
 // can only be asked say, and DomainUnsure where nobody could say, be it that a
 // table did not answer or that a list could not be read yet. It may take
-// seconds; the context ends it early.
-func (s *Set) Ask(ctx context.Context, domain string) relay.Match { return s.AskFor(ctx, domain, nil) }
-
-// AskFor is Ask for a connection that may have others to answer meanwhile: it is
-// told before an answer must be waited for. nil: nobody is.
-func (s *Set) AskFor(ctx context.Context, domain string, w *relay.Waits) relay.Match {
+// seconds; the context ends it early. Before it does, w is told, whose door may
+// have others to answer meanwhile; nil: nobody is.
+func (s *Set) Ask(ctx context.Context, domain string, w *relay.Waits) relay.Match {
 	v := s.view.Load()
 	m := v.domains.Match(domain)
 	if m >= relay.DomainFound {

@@ -37,7 +37,7 @@ func TestAttackOwnDomainBelowManyLabelsIsNotForeign(t *testing.T) {
 				"postmap -q " + tt.key + " ldap:x": "OK\n"})
 			s := loaded(t, o)
 			for domain, want := range tt.match {
-				if got := s.Ask(t.Context(), domain); got != want {
+				if got := s.Ask(t.Context(), domain, nil); got != want {
 					t.Errorf("%s is %v, want %v", domain, got, want)
 				}
 			}
@@ -91,7 +91,7 @@ func TestAttackFloodOfDomainsDoesNotEraseWhatWasOurs(t *testing.T) {
 					t.Helper()
 					for want, domains := range all {
 						for d := range strings.FieldsSeq(domains) {
-							if got := s.Ask(t.Context(), d); got != want {
+							if got := s.Ask(t.Context(), d, nil); got != want {
 								t.Errorf("%s, %s is %v, want %v", when, d, got, want)
 							}
 						}
@@ -101,9 +101,9 @@ func TestAttackFloodOfDomainsDoesNotEraseWhatWasOurs(t *testing.T) {
 					relay.DomainFound: "exact.test a.backup.test", relay.DomainOther: "a.exact.test remote.test"})
 				for i := range maxAnswers + 100 {
 					time.Sleep(time.Millisecond)
-					s.Ask(t.Context(), fmt.Sprintf("d%d.stranger.test", i))
+					s.Ask(t.Context(), fmt.Sprintf("d%d.stranger.test", i), nil)
 					if i%8 == 0 {
-						s.Ask(t.Context(), fmt.Sprintf("d%d.backup.test", i)) // says yes
+						s.Ask(t.Context(), fmt.Sprintf("d%d.backup.test", i), nil) // says yes
 					}
 				}
 				if n, ours := len(s.answers.of), len(s.answers.ours); n > maxAnswers || ours != 3 {
@@ -131,7 +131,7 @@ func TestDomainShutOutOfATableHasNotVanished(t *testing.T) {
 		domain string
 		want   relay.Match
 	}{{"backup.test", relay.DomainFound}, {"no.backup.test", relay.DomainOther}, {"yes.backup.test", relay.DomainFound}} {
-		if got := s.Ask(t.Context(), tt.domain); got != tt.want {
+		if got := s.Ask(t.Context(), tt.domain, nil); got != tt.want {
 			t.Errorf("%s is %v, want %v", tt.domain, got, tt.want)
 		}
 	}
@@ -324,7 +324,7 @@ func TestAttackDestinationOfTheAccessMapIsNotForeign(t *testing.T) {
 			s := loaded(t, o)
 			for want, domains := range map[relay.Match]string{relay.DomainFound: tt.found + " local.test", relay.DomainOther: tt.foreign, relay.DomainUnsure: tt.maybe} {
 				for domain := range strings.FieldsSeq(domains) {
-					if got := s.Ask(t.Context(), domain); got != want {
+					if got := s.Ask(t.Context(), domain, nil); got != want {
 						t.Errorf("%s is %v, want %v", domain, got, want)
 					}
 				}

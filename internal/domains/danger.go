@@ -22,7 +22,7 @@ type Finding struct {
 }
 
 // owner tells whose a domain is.
-type owner func(ctx context.Context, domain string) relay.Match
+type owner func(ctx context.Context, domain string, w *relay.Waits) relay.Match
 
 // dangerous are the parameters that send other sites' mail through a transport.
 var dangerous = []string{"default_transport", "sender_dependent_default_transport_maps", "transport_maps"}
@@ -160,7 +160,7 @@ func postfixDanger(ctx context.Context, run Runner, localMailers []string, own o
 	if own != nil {
 		asking, stop := context.WithTimeout(ctx, guardTime)
 		defer stop()
-		d.own = func(domain string) relay.Match { return own(asking, domain) }
+		d.own = func(domain string) relay.Match { return own(asking, domain, nil) }
 	}
 	values := parameters(out)
 	if dir := values["config_directory"]; dir != "" {

@@ -49,7 +49,7 @@ func TestOpenRelayByPostfixConfiguration(t *testing.T) {
 				says[k] = v
 			}
 			found, _, err := postfixDanger(t.Context(), (&mta{says: says}).run, []string{"local", "virtual", "lmtp"},
-				func(_ context.Context, domain string) relay.Match { return own.Match(domain) })
+				func(_ context.Context, domain string, _ *relay.Waits) relay.Match { return own.Match(domain) })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,7 +16,7 @@ import (
 func want(t *testing.T, s *domains.Set, m relay.Match, names string) {
 	t.Helper()
 	for d := range strings.FieldsSeq(names) {
-		if got := max(s.Current().Match(d), s.Ask(t.Context(), d)); got != m {
+		if got := max(s.Current().Match(d), s.Ask(t.Context(), d, nil)); got != m {
 			t.Errorf("%s is %v, want %v", d, got, m)
 		}
 	}

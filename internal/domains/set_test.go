@@ -225,7 +225,7 @@ func TestListNeverReadMakesNobodyForeign(t *testing.T) {
 					t.Errorf("problems %q, want one with %q", p, tt.problem)
 				}
 				want(t, s, relay.DomainFound, tt.found)
-				if got := s.Ask(t.Context(), "foreign.example"); got != relay.DomainUnsure {
+				if got := s.Ask(t.Context(), "foreign.example", nil); got != relay.DomainUnsure {
 					t.Errorf("foreign.example is %v, want unsure", got)
 				}
 				os.Remove(d.path("list"))
@@ -234,7 +234,7 @@ func TestListNeverReadMakesNobodyForeign(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				synctest.Wait()
 				want(t, s, relay.DomainFound, "later.example")
-				if got := s.Ask(t.Context(), "foreign.example"); got != relay.DomainOther || len(s.Problems()) > 0 {
+				if got := s.Ask(t.Context(), "foreign.example", nil); got != relay.DomainOther || len(s.Problems()) > 0 {
 					t.Errorf("healed, foreign.example is %v, problems %q", got, s.Problems())
 				}
 			})
@@ -455,7 +455,7 @@ func TestPostfixThatCannotBeAsked(t *testing.T) {
 	m.fails["postmap -s hash:/etc/x"] = &Failed{"postmap", 1, "postmap: fatal: open database /etc/x.db: Permission denied"}
 	s := loaded(t, o)
 	want(t, s, relay.DomainFound, "a.example")
-	if got := s.Ask(t.Context(), "in-the-table.example"); got != relay.DomainUnsure {
+	if got := s.Ask(t.Context(), "in-the-table.example", nil); got != relay.DomainUnsure {
 		t.Errorf("a domain that may be in the unread table is %v, want unsure", got)
 	}
 	if p := s.Problems(); len(p) != 1 || p[0] != "hash:/etc/x: postmap: fatal: open database /etc/x.db: Permission denied" {
@@ -463,7 +463,7 @@ func TestPostfixThatCannotBeAsked(t *testing.T) {
 	}
 	m.fails["postconf"] = errBroken
 	s = loaded(t, o)
-	if got := s.Ask(t.Context(), "a.example"); got != relay.DomainUnsure || !s.Current().Empty() {
+	if got := s.Ask(t.Context(), "a.example", nil); got != relay.DomainUnsure || !s.Current().Empty() {
 		t.Errorf("without postconf a.example is %v, want unsure", got)
 	}
 }
@@ -484,7 +484,7 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 		for domain, m := range map[string]relay.Match{"l.example": relay.DomainFound, "L.Example": relay.DomainFound, "sub.l.example": relay.DomainOther,
 			"m.example": relay.DomainFound, "sub.m.example": relay.DomainFound, "other.example": relay.DomainOther, "a.example": relay.DomainFound,
 			"bad domain": relay.DomainUnsure, "-s": relay.DomainUnsure, "": relay.DomainUnsure} {
-			if got := s.Ask(t.Context(), domain); got != m {
+			if got := s.Ask(t.Context(), domain, nil); got != m {
 				t.Errorf("%q is %v, want %v", domain, got, m)
 			}
 		}
@@ -493,14 +493,14 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, m := setup(t)
 			for range 59 {
-				s.Ask(t.Context(), "l.example")
+				s.Ask(t.Context(), "l.example", nil)
 				time.Sleep(time.Second)
 			}
 			if n := m.called("postmap -q l.example ldap:/etc/l"); n != 1 {
 				t.Errorf("asked %d times within a minute, want once", n)
 			}
 			time.Sleep(2 * time.Second)
-			s.Ask(t.Context(), "l.example")
+			s.Ask(t.Context(), "l.example", nil)
 			if n := m.called("postmap -q l.example ldap:/etc/l"); n != 2 {
 				t.Errorf("asked %d times after a minute, want twice", n)
 			}
@@ -509,16 +509,16 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 	t.Run("a domain taken out of the table has vanished", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, m := setup(t)
-			s.Ask(t.Context(), "l.example")
+			s.Ask(t.Context(), "l.example", nil)
 			m.mu.Lock()
 			delete(m.says, "postmap -q l.example ldap:/etc/l")
 			m.mu.Unlock()
 			time.Sleep(2 * time.Minute)
-			if got := s.Ask(t.Context(), "l.example"); got != relay.DomainVanished {
+			if got := s.Ask(t.Context(), "l.example", nil); got != relay.DomainVanished {
 				t.Errorf("after two minutes it is %v, want vanished", got)
 			}
 			time.Sleep(9 * time.Minute)
-			if got := s.Ask(t.Context(), "l.example"); got != relay.DomainOther {
+			if got := s.Ask(t.Context(), "l.example", nil); got != relay.DomainOther {
 				t.Errorf("after eleven minutes it is %v, want other", got)
 			}
 		})
@@ -528,17 +528,17 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 			s, m := setup(t)
 			m.fails["postmap -q x.example ldap:/etc/l"] = &Failed{"postmap", 1, "postmap: warning: dict_ldap_lookup: down\npostmap: fatal: table ldap:/etc/l: query error\n"}
 			m.fails["postmap -q z.example ldap:/etc/l"] = &Failed{"postmap", 1, "postmap: warning: main.cf, line 3: overriding earlier entry: x=error\n"}
-			if got := s.Ask(t.Context(), "z.example"); got != relay.DomainOther {
+			if got := s.Ask(t.Context(), "z.example", nil); got != relay.DomainOther {
 				t.Errorf("with a warning about main.cf it is %v, want other", got)
 			}
-			if got := s.Ask(t.Context(), "x.example"); got != relay.DomainUnsure {
+			if got := s.Ask(t.Context(), "x.example", nil); got != relay.DomainUnsure {
 				t.Errorf("it is %v, want unsure", got)
 			}
 			m.mu.Lock()
 			delete(m.fails, "postmap -q x.example ldap:/etc/l")
 			m.mu.Unlock()
 			time.Sleep(doubtLife)
-			if got := s.Ask(t.Context(), "x.example"); got != relay.DomainOther {
+			if got := s.Ask(t.Context(), "x.example", nil); got != relay.DomainOther {
 				t.Errorf("up again, it is %v, want other", got)
 			}
 		})
@@ -548,7 +548,7 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 			s, m := setup(t)
 			m.block = make(chan struct{})
 			start := time.Now()
-			if got := s.Ask(t.Context(), "x.example"); got != relay.DomainUnsure {
+			if got := s.Ask(t.Context(), "x.example", nil); got != relay.DomainUnsure {
 				t.Errorf("it is %v, want unsure", got)
 			}
 			if took := time.Since(start); took != askTime {
@@ -556,7 +556,7 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 			}
 			ctx, stop := context.WithTimeout(t.Context(), time.Second)
 			defer stop()
-			if got := s.Ask(ctx, "y.example"); got != relay.DomainUnsure || ctx.Err() == nil {
+			if got := s.Ask(ctx, "y.example", nil); got != relay.DomainUnsure || ctx.Err() == nil {
 				t.Errorf("it is %v before the context ended", got)
 			}
 			close(m.block)
@@ -569,7 +569,7 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 			m.block = make(chan struct{})
 			var wg sync.WaitGroup
 			for i := range 40 {
-				wg.Go(func() { s.Ask(t.Context(), fmt.Sprintf("d%d.example", i%20)) })
+				wg.Go(func() { s.Ask(t.Context(), fmt.Sprintf("d%d.example", i%20), nil) })
 			}
 			synctest.Wait()
 			m.mu.Lock()
@@ -590,14 +590,14 @@ func TestTablesThatCanOnlyBeAsked(t *testing.T) {
 	t.Run("a table that says yes to all is not believed", func(t *testing.T) {
 		s, m := setup(t)
 		m.say("postmap -q "+canaryLabel+" ldap:/etc/l", "1\n")
-		if got := s.Ask(t.Context(), "l.example"); got != relay.DomainUnsure {
+		if got := s.Ask(t.Context(), "l.example", nil); got != relay.DomainUnsure {
 			t.Errorf("it is %v, want unsure", got)
 		}
 	})
 	t.Run("a flood of names keeps few answers", func(t *testing.T) {
 		s, _ := setup(t)
 		for i := range maxAnswers + 100 {
-			s.Ask(t.Context(), fmt.Sprintf("d%d.example", i))
+			s.Ask(t.Context(), fmt.Sprintf("d%d.example", i), nil)
 		}
 		if n := len(s.answers.of); n > maxAnswers {
 			t.Errorf("%d answers kept, want at most %d", n, maxAnswers)
@@ -743,7 +743,7 @@ func TestShutOutDomainsAreNotAskedFor(t *testing.T) {
 	})
 	s := loaded(t, o)
 	for domain, m := range map[string]relay.Match{"no.example": relay.DomainOther, "yes.example": relay.DomainFound, "my.example": relay.DomainUnsure} {
-		if got := s.Ask(t.Context(), domain); got != m {
+		if got := s.Ask(t.Context(), domain, nil); got != m {
 			t.Errorf("%s is %v, want %v", domain, got, m)
 		}
 	}

@@ -71,12 +71,12 @@ type counted struct {
 	then  func() // called at each question
 }
 
-func (c *counted) AskFor(ctx context.Context, domain string, w *relay.Waits) relay.Match {
+func (c *counted) Ask(ctx context.Context, domain string, w *relay.Waits) relay.Match {
 	c.asked++
 	if c.then != nil {
 		c.then()
 	}
-	return c.table.AskFor(ctx, domain, w)
+	return c.table.Ask(ctx, domain, w)
 }
 
 func TestJudgeClientWithTablesThatCanOnlyBeAsked(t *testing.T) {

@@ -34,7 +34,7 @@ type Ledger interface {
 // Domains asks tables that can be asked but not listed whether a domain is one
 // of the site's own.
 type Domains interface {
-	AskFor(ctx context.Context, domain string, w *relay.Waits) relay.Match
+	Ask(ctx context.Context, domain string, w *relay.Waits) relay.Match
 }
 
 // Options are what a gate is made from.
@@ -271,7 +271,7 @@ func (g *Gate) askTables(ctx context.Context, q *relay.Query, whose relay.Recipi
 	}
 	domain, strict := relay.Strict(address)
 	if strict {
-		switch g.domains.AskFor(ctx, domain, q.Waits) {
+		switch g.domains.Ask(ctx, domain, q.Waits) {
 		case relay.DomainFound, relay.DomainWritten:
 			return relay.Local
 		case relay.DomainUnsure, relay.DomainVanished:
@@ -279,7 +279,7 @@ func (g *Gate) askTables(ctx context.Context, q *relay.Query, whose relay.Recipi
 		}
 	}
 	raw := relay.LastDomain(q.Rcpt)
-	if whose == relay.Foreign && raw != "" && !(strict && raw == domain) && g.domains.AskFor(ctx, raw, q.Waits) != relay.DomainOther {
+	if whose == relay.Foreign && raw != "" && !(strict && raw == domain) && g.domains.Ask(ctx, raw, q.Waits) != relay.DomainOther {
 		return relay.Unsure
 	}
 	return whose

@@ -355,7 +355,7 @@ func TestRulesSwapUnderEveryQuestion(t *testing.T) {
 // slow is a table that takes its time.
 type slow struct{ d time.Duration }
 
-func (s slow) AskFor(context.Context, string, *relay.Waits) relay.Match {
+func (s slow) Ask(context.Context, string, *relay.Waits) relay.Match {
 	time.Sleep(s.d)
 	return relay.DomainOther
 }
@@ -380,7 +380,7 @@ func TestGrantThatEndsWhileATableIsAskedIsOver(t *testing.T) {
 
 type table map[string]relay.Match
 
-func (tb table) AskFor(_ context.Context, domain string, _ *relay.Waits) relay.Match {
+func (tb table) Ask(_ context.Context, domain string, _ *relay.Waits) relay.Match {
 	return tb[domain]
 }
 
