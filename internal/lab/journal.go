@@ -195,7 +195,18 @@ func (j *Journal) Start(t testing.TB) {
 	cmd.ExtraFiles = j.sockets
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(root.Fd())}
 	j.Program = j.host.launch(t, cmd)
-	Until(t, "journald has a journal", func() bool { return j.Running() && j.Dir() != "" })
+	Until(t, "journald has a journal, and can be told to rotate it", func() bool { return j.Running() && j.Dir() != "" && controllable() })
+}
+
+// controllable says whether journald listens to journalctl, for which it makes a
+// socket of its own at each start.
+func controllable() bool {
+	c, err := net.Dial("unix", filepath.Join(journalSockets, "io.systemd.journal"))
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 // Control runs journalctl as root, which talks to journald: --rotate, --flush,
