@@ -15,9 +15,11 @@ import (
 // login or another program, the worker steps aside with its connection, and
 // another takes its place.
 //
-// A connection's socket is watched only while nobody answers its packets, and
-// is closed only by who has taken the connection out of the loop, so a number
-// in the kernel's answer is always that of the connection it was given for.
+// What the kernel tells of a connection only the loop's worker looks at, between
+// two answers. One whose worker steps aside, or that moves to another loop, is
+// taken out of the watch first, and a socket is closed only when its connection
+// is in no loop any more: so a number in the kernel's answer is always that of the
+// connection it was given for.
 type loop struct {
 	listener    *listener
 	door        *sockets // where new connections come in
