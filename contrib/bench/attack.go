@@ -46,18 +46,11 @@ var attacks = []attack{
 // attack measures what clients with a grant notice of attacks, and what memory
 // these take. The bound that the configuration names is that of max_grants.
 func (b *bench) attack() (err error) {
-	dir, err := b.withGrants()
-	if err != nil {
-		return err
-	}
-	d, err := b.serve(dir, 500*time.Millisecond)
+	d, dir, err := b.serveGrants(500 * time.Millisecond)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.holding(b.grants); err != nil {
-		return err
-	}
 	bound := float64(256<<20+(b.grants+1<<20)<<10) / 1e6
 	for _, a := range attacks {
 		b.refused.Store(0)

@@ -76,6 +76,21 @@ func (b *bench) serve(dir string, wait time.Duration, env ...string) (*daemon, e
 	}
 }
 
+// serveGrants starts the daemon with all the grants, in the directory that it
+// gives, and waits until they are there.
+func (b *bench) serveGrants(wait time.Duration) (d *daemon, dir string, err error) {
+	if dir, err = b.withGrants(); err != nil {
+		return nil, "", err
+	}
+	if d, err = b.serve(dir, wait); err != nil {
+		return nil, "", err
+	}
+	if err := d.holding(b.grants); err != nil {
+		return nil, "", errors.Join(err, d.stop())
+	}
+	return d, dir, nil
+}
+
 // logReader reads the daemon's log as a journal would.
 type logReader struct {
 	ready   chan struct{}

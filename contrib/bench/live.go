@@ -15,18 +15,11 @@ import (
 // written to the moment at which it counts, while 10,000 lines a second are
 // logged, one in ten a login. The line is written in the midst of others.
 func (b *bench) live() (err error) {
-	dir, err := b.withGrants()
-	if err != nil {
-		return err
-	}
-	d, err := b.serve(dir, 2*time.Second)
+	d, dir, err := b.serveGrants(2 * time.Second)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.holding(b.grants); err != nil {
-		return err
-	}
 	next := b.grants + 3<<18 // clients that no other measure logs in
 	s, err := startStream(dir+"/mail.log", next+1<<16)
 	if err != nil {

@@ -16,18 +16,11 @@ import (
 // written to the moment at which it counts: for the daemon the answer to a
 // recipient that waits for the login, for tail -F the line on its output.
 func (b *bench) login() (err error) {
-	dir, err := b.withGrants()
-	if err != nil {
-		return err
-	}
-	d, err := b.serve(dir, 2*time.Second)
+	d, dir, err := b.serveGrants(2 * time.Second)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.holding(b.grants); err != nil {
-		return err
-	}
 	log, err := os.OpenFile(dir+"/mail.log", os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return err

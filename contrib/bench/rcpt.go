@@ -39,18 +39,11 @@ func (b *bench) ask(loads []load) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, yardstick.stop()) }()
-	dir, err := b.withGrants()
-	if err != nil {
-		return err
-	}
-	d, err := b.serve(dir, 0)
+	d, _, err := b.serveGrants(0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.holding(b.grants); err != nil {
-		return err
-	}
 	wrong, asked := 0, 0
 	for _, l := range loads {
 		n, err := b.sideBySide(l, d.process, yardstick)

@@ -25,18 +25,11 @@ const (
 // grants, one after the other without a pause. What expires here expires hours
 // later, so the sweep finds nothing; it has a measure of its own.
 func (b *bench) together() (err error) {
-	dir, err := b.withGrants()
-	if err != nil {
-		return err
-	}
-	d, err := b.serve(dir, 0)
+	d, dir, err := b.serveGrants(0)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
-	if err := d.holding(b.grants); err != nil {
-		return err
-	}
 	during := 5 * time.Second
 	next := b.grants + 1<<19 // clients that no other measure logs in
 	var ratios, alone, among []float64
