@@ -14,6 +14,7 @@ package cache
 import (
 	"hash/maphash"
 	"iter"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -149,6 +150,17 @@ func (s *Store) Len() int { return int(s.size.Load()) }
 // may call the store; a grant that comes or goes meanwhile may be missed.
 func (s *Store) All() iter.Seq2[relay.Key, relay.Grant] {
 	return func(yield func(relay.Key, relay.Grant) bool) {
+		for packed := range s.Packed() {
+			if !yield(relay.Key([]byte(packed[:keySize])), s.unpack(packed)) {
+				return
+			}
+		}
+	}
+}
+
+// Packed gives every grant as All does, but as the store keeps it.
+func (s *Store) Packed() iter.Seq[string] {
+	return func(yield func(string) bool) {
 		var batch []string
 		for i := range s.shard {
 			h := &s.shard[i]
@@ -159,10 +171,29 @@ func (s *Store) All() iter.Seq2[relay.Key, relay.Grant] {
 			}
 			h.change.Unlock()
 			for _, packed := range batch {
-				if !yield(relay.Key([]byte(packed[:keySize])), s.unpack(packed)) {
+				if !yield(packed) {
 					return
 				}
 			}
 		}
 	}
+}
+
+// Unpack adds what Packed gave to grants.
+func (s *Store) Unpack(grants []relay.Grant, packed []string) []relay.Grant {
+	touch(packed)
+	for _, p := range packed {
+		grants = append(grants, s.unpack(p))
+	}
+	return grants
+}
+
+// touch has the processor fetch what will be read, all of it at a time: nothing
+// here waits for what comes. One after the other each would be waited for.
+func touch(packed []string) {
+	sum := byte(0)
+	for _, p := range packed {
+		sum ^= p[0] ^ p[len(p)-1]
+	}
+	runtime.KeepAlive(sum)
 }

@@ -106,13 +106,7 @@ func (s *Store) fillShard(h *shard, part []string) (twice []string) {
 	if len(part) == 0 {
 		return nil
 	}
-	// They lie where they were packed, each somewhere else. To fetch all of them
-	// first takes a fraction of the time of waiting for one after the other.
-	sum := byte(0)
-	for _, packed := range part {
-		sum ^= packed[0] ^ packed[len(packed)-1]
-	}
-	runtime.KeepAlive(sum)
+	touch(part)
 	items := make(map[string]gocache.Item, len(h.items)+len(part))
 	for _, packed := range part {
 		items[packed[:keySize]] = gocache.Item{Object: packed}

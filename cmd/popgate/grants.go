@@ -8,9 +8,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"popgate/internal/control"
 	"popgate/internal/ledger"
@@ -29,9 +29,7 @@ func newList(e *env, g *global) *cobra.Command {
 			}
 			out := bufio.NewWriter(e.stdout)
 			defer out.Flush()
-			if e.giveWay != nil {
-				e.giveWay()
-			}
+			client.Much = e.giveWay
 			if g.json {
 				return told(client.ListJSON(c.Context(), func(line []byte) error {
 					_, err := out.Write(append(asciiJSON(line), '\n'))
@@ -56,15 +54,17 @@ func newList(e *env, g *global) *cobra.Command {
 	}
 }
 
-// giveWay has this process wait for processors behind the daemon and the MTAs: a
-// list of a million grants is much work, and somebody's mail is not to be late
-// for it. Linux has it for each thread by itself; those made later have it from
-// those that make them. Where it can't be had, the list is made all the same.
+// giveWay has this process run when nobody else wants the processor: a list of a
+// million grants is much work, and nobody's mail is to be late for it. Being nice
+// (nice(2)) will not do: those who wake up then still wait for up to 4 ms until
+// it is their turn. Linux has it for each thread by itself; those made later have
+// it from those that make them. Where it can't be had, the list is made all the
+// same.
 func giveWay() {
 	threads, _ := os.ReadDir("/proc/self/task")
 	for _, t := range threads {
 		if id, err := strconv.Atoi(t.Name()); err == nil {
-			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, 10)
+			_ = unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 		}
 	}
 }

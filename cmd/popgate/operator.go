@@ -68,7 +68,7 @@ func (o *operator) revoked(client netip.Addr) string {
 	return ""
 }
 
-func (o *operator) Grants() iter.Seq[relay.Grant] { return o.ledger.Grants() }
+func (o *operator) Grants() iter.Seq[relay.Grant] { return o.ledger.Live(leisurely().rest) }
 
 func (o *operator) Show(client netip.Addr) (relay.Grant, bool) {
 	client = relay.Canonical(client)
@@ -162,7 +162,7 @@ func (o *operator) Status() control.Status {
 		Events: d.sources.counts(), Domains: d.sites.current().Len(), Tables: d.ledger.Sizes(),
 		Store: control.Store{Kind: cfg.Store, Dir: cfg.StateDir}, Decisions: []control.Decisions{},
 	}
-	for range d.ledger.Live() {
+	for range d.ledger.Live(brisk().rest) {
 		st.Grants++
 	}
 	for _, l := range d.listeners {

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -32,6 +31,10 @@ var ErrRejected = errors.New("rejected")
 
 // Client talks to the daemon's control socket.
 type Client struct {
+	// Much is called when what has been asked for proves to be much work for
+	// this process. Nil: nothing is.
+	Much func()
+
 	path string
 	http http.Client
 }
@@ -41,6 +44,7 @@ func NewClient(path string) *Client {
 	c := &Client{path: path}
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true,
+		ReadBufferSize:    64 << 10, // a list may be long
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
 			if err != nil {
@@ -116,8 +120,8 @@ func (c *Client) Reload(ctx context.Context) (a ReloadAnswer, err error) {
 	return a, c.call(ctx, "POST", "/reload", nil, &a)
 }
 
-// List calls each for every grant, next to expire first, until it answers an
-// error.
+// List calls each for every grant, next to expire first. All of them are in
+// memory then, some 300 bytes each.
 func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 	return c.ListJSON(ctx, func(line []byte) error {
 		var g Grant
@@ -129,39 +133,23 @@ func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 }
 
 // ListJSON is List with each grant as one line of JSON, as the daemon has
-// spelled it; it is good until the next. A line that holds control characters,
-// which JSON never does and a terminal may obey, ends the list with an error.
+// spelled it.
 func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) error {
 	resp, err := c.send(ctx, "GET", "/list", nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	lines := bufio.NewReaderSize(resp.Body, 64<<10)
-	for {
-		line, err := lines.ReadSlice('\n')
-		if errors.Is(err, bufio.ErrBufferFull) {
-			var rest []byte
-			line = bytes.Clone(line)
-			rest, err = lines.ReadBytes('\n')
-			line = append(line, rest...)
-		}
-		switch {
-		case errors.Is(err, io.EOF) && len(line) == 0:
-			return nil
-		case err != nil:
-			return fmt.Errorf("control socket %s: the list broke off: %w", c.path, err)
-		}
-		line = line[:len(line)-1]
-		for _, b := range line {
-			if b < ' ' {
-				return fmt.Errorf("control socket %s: what it lists is no JSON; is it popgate that listens there?", c.path)
-			}
-		}
-		if err := each(line); err != nil {
+	all, err := readList(resp.Body, c.Much)
+	if err != nil {
+		return fmt.Errorf("control socket %s: %w", c.path, err)
+	}
+	for i := range all {
+		if err := each(all[i].line); err != nil {
 			return err
 		}
 	}
+	return nil
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

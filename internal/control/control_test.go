@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -271,9 +272,14 @@ func TestClientThatNeverReadsHoldsUpNobody(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprint(conn, "GET /list HTTP/1.0\r\n\r\n")
-	n := 0
-	if err := NewClient(path).List(t.Context(), func(Grant) error { n++; return nil }); err != nil || n != len(many) {
+	n, much := 0, 0
+	client := NewClient(path)
+	client.Much = func() { much++ }
+	if err := client.List(t.Context(), func(Grant) error { n++; return nil }); err != nil || n != len(many) {
 		t.Errorf("another client read %d grants, %v", n, err)
+	}
+	if much != 1 {
+		t.Errorf("he was told %d times that it is much", much)
 	}
 }
 
@@ -294,6 +300,33 @@ func TestListsAtOnceAreBounded(t *testing.T) {
 	err := NewClient(path).List(t.Context(), func(Grant) error { return nil })
 	if err == nil || !strings.Contains(err.Error(), errLists.Error()) {
 		t.Errorf("one list more: %v, want %q", err, errLists)
+	}
+}
+
+// The daemon gives grants as they come; whoever asked reads them in order.
+func TestAListIsInOrderOfExpiryThenOfAddress(t *testing.T) {
+	of := func(client string, after time.Duration) relay.Grant {
+		return relay.Grant{Client: netip.MustParseAddr(client), Prefix: 32, Login: bob.Login, Expires: bob.Expires.Add(after),
+			User: `"expires":"2000-01-01T00:00:00Z" \`, Note: `","client":"192.0.2.99`}
+	}
+	want := []relay.Grant{
+		of("192.0.2.200", -time.Nanosecond), of("9.0.0.1", 0), of("10.0.0.1", 0), of("192.0.2.1", 0), of("2001:db8::1", 0),
+		of("192.0.2.7", time.Nanosecond), of("192.0.2.6", 100*time.Millisecond), of("192.0.2.5", time.Second),
+	}
+	for range 20 {
+		mixed := slices.Clone(want)
+		rand.Shuffle(len(mixed), func(i, j int) { mixed[i], mixed[j] = mixed[j], mixed[i] })
+		i := 0
+		err := NewClient(serve(t, &calm{grants: mixed}, readers(-1))).List(t.Context(), func(g Grant) error {
+			if i >= len(want) || g != FromGrant(want[i]) {
+				t.Errorf("grant %d is %+v", i, g)
+			}
+			i++
+			return nil
+		})
+		if err != nil || i != len(want) {
+			t.Errorf("%d grants, %v", i, err)
+		}
 	}
 }
 
@@ -354,10 +387,15 @@ func TestUnknownIsLeftOutOfJSON(t *testing.T) {
 }
 
 func TestAListThatWouldSpeakToATerminalIsRefused(t *testing.T) {
+	const good = `{"client":"192.0.2.1","prefix":32,"login":"2026-11-22T12:00:00Z","expires":"2026-11-22T12:30:00Z"}` + "\n"
 	for name, body := range map[string]string{
-		"an escape":              "{\"client\":\"192.0.2.1\"}\n{\"user\":\"\x1b]0;owned\x07\"}\n",
-		"a carriage return":      "{\"client\":\"192.0.2.1\"}\n{\"user\":\"a\r\"}\n",
-		"an escape, a long line": "{\"client\":\"192.0.2.1\"}\n{\"user\":\"" + strings.Repeat("a", 100<<10) + "\x1b[2J\"}\n",
+		"an escape":              good + strings.Replace(good, `"prefix"`, "\"user\":\"\x1b]0;owned\x07\",\"prefix\"", 1),
+		"a carriage return":      good + strings.Replace(good, `"prefix"`, "\"user\":\"a\r\",\"prefix\"", 1),
+		"an escape, a long line": good + strings.Replace(good, `"prefix"`, "\"user\":\""+strings.Repeat("a", 100<<10)+"\x1b[2J\",\"prefix\"", 1),
+		"a line without an end":  good + strings.Repeat("a", 2<<20),
+		"no client":              good + strings.Replace(good, "192.0.2.1", "mallory", 1),
+		"no end":                 good + strings.Replace(good, "2026-11-22T12:30:00Z", "never", 1),
+		"half a line":            good + good[:40],
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")
@@ -370,8 +408,8 @@ func TestAListThatWouldSpeakToATerminalIsRefused(t *testing.T) {
 			defer impostor.Close()
 			n := 0
 			err = NewClient(path).ListJSON(t.Context(), func([]byte) error { n++; return nil })
-			if n != 1 || err == nil {
-				t.Errorf("%d lines, error %v; want the first line and an error", n, err)
+			if n != 0 || err == nil {
+				t.Errorf("%d lines, error %v; want none and an error", n, err)
 			}
 		})
 	}

@@ -145,7 +145,8 @@ type server struct {
 	lists    chan struct{}   // those being written
 }
 
-// maxLists bounds what lists of a full table take: 24 bytes a grant each.
+// maxLists bounds what lists of a full table cost: while one is written, the
+// daemon makes way for others, but not as many as you like do.
 const maxLists = 4
 
 var errLists = fmt.Errorf("%d lists are being written already, wait until one is done", maxLists)
@@ -228,17 +229,10 @@ func (s *server) ask(w http.ResponseWriter, r *http.Request) {
 	answer(w, a)
 }
 
-// A list makes way after each so many grants, less than a millisecond's work.
-// It sleeps rather than yields: with lists that only yielded, answers to MTAs
-// took up to 10 ms, most likely until the runtime next looked for arrivals.
-const (
-	listBurst = 256
-	listPause = 100 * time.Microsecond
-)
-
 // list streams one grant a line, so that a million of them are never one
-// answer in memory. A reader that stops reading is cut off after a while, and
-// meanwhile holds their order.
+// answer in memory. It leaves their order to who asks: he may take his time for
+// it, and this process answers MTAs. A reader that stops reading is cut off
+// after a while.
 func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	select {
 	case s.lists <- struct{}{}:
@@ -262,9 +256,6 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 		line = append(appendGrant(line[:0], &g), '\n')
 		if _, err := buf.Write(line); err != nil {
 			return
-		}
-		if i%listBurst == 0 {
-			time.Sleep(listPause)
 		}
 	}
 	buf.Flush()

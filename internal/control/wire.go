@@ -148,7 +148,7 @@ type Status struct {
 // they are.
 type Daemon interface {
 	Ask(context.Context, AskRequest) (AskAnswer, error)
-	Grants() iter.Seq[relay.Grant]
+	Grants() iter.Seq[relay.Grant] // in force, in no order
 	Show(netip.Addr) (relay.Grant, bool)
 	Grant(context.Context, GrantRequest) (relay.Grant, error)
 	Revoke(context.Context, RevokeRequest) ([]relay.Grant, error)

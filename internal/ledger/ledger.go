@@ -34,6 +34,9 @@ type Store interface {
 	Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Grant) bool, kept func(relay.Key, *relay.Grant))
 	Len() int
 	All() iter.Seq2[relay.Key, relay.Grant]
+	// Packed is All in the store's own words; Unpack adds such to grants.
+	Packed() iter.Seq[string]
+	Unpack(grants []relay.Grant, packed []string) []relay.Grant
 }
 
 // Bounds of the tables that no configuration key bounds. What would go over

@@ -50,6 +50,26 @@ func (s plainStore) Fill(grants iter.Seq[relay.Grant], wins func(g, before *rela
 func (s plainStore) Len() int                               { return len(s) }
 func (s plainStore) All() iter.Seq2[relay.Key, relay.Grant] { return maps.All(maps.Clone(s)) }
 
+// What it packs is the key alone.
+func (s plainStore) Packed() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for k := range s.All() {
+			if !yield(string(k[:])) {
+				return
+			}
+		}
+	}
+}
+
+func (s plainStore) Unpack(grants []relay.Grant, packed []string) []relay.Grant {
+	for _, p := range packed {
+		if g, ok := s[relay.Key([]byte(p))]; ok {
+			grants = append(grants, g)
+		}
+	}
+	return grants
+}
+
 // bench is a ledger with clocks in the test's hand.
 type bench struct {
 	*Ledger
@@ -496,7 +516,7 @@ func TestRestoreNeverAdds(t *testing.T) {
 		tt.change(&c)
 		b.Restore(slices.Values([]relay.Change{c}))
 		if tt.ends == 0 {
-			if got := slices.Collect(b.Grants()); len(got) != 0 {
+			if got := slices.Collect(b.Live(func() {})); len(got) != 0 {
 				t.Errorf("%s: granted %+v", tt.name, got)
 			}
 			continue
@@ -783,5 +803,41 @@ func TestRestoreOfASessionAndOfTheLoginBeforeIt(t *testing.T) {
 				t.Errorf("%s has %d grants, want %d", user, n, want)
 			}
 		}
+	}
+}
+
+// However many grants there are, whoever looks at all of them can make way after
+// few; what is not in force is not among them.
+func TestLiveRestsAfterFewGrants(t *testing.T) {
+	b := newBench(t)
+	const grants = 1000
+	for i := range grants {
+		g := relay.Grant{Client: netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), Prefix: 32, Login: noon, Expires: noon.Add(time.Hour), Deadline: 2 * time.Hour}
+		if i%10 == 0 {
+			g.Expires, g.Deadline = noon.Add(-time.Second), 0
+		}
+		b.store.Put(g.Key(), g)
+	}
+	seen, since, rests := map[netip.Addr]bool{}, 0, 0
+	for g := range b.Live(func() { since, rests = 0, rests+1 }) {
+		if since++; since > 16 {
+			t.Fatalf("%d grants without a rest", since)
+		}
+		if seen[g.Client] || !g.Live(b.now) {
+			t.Errorf("%+v", g)
+		}
+		seen[g.Client] = true
+	}
+	if len(seen) != grants*9/10 || rests < grants/16 {
+		t.Errorf("%d grants, %d rests", len(seen), rests)
+	}
+	n := 0
+	for range b.Live(func() {}) {
+		if n++; n == 20 {
+			break
+		}
+	}
+	if n != 20 {
+		t.Errorf("%d grants, then stopped", n)
 	}
 }

@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"cmp"
 	"iter"
 	"maps"
@@ -253,40 +252,6 @@ func (l *Ledger) savedDead() iter.Seq[relay.Change] {
 	return saved(l, l.dead, func(_ relay.Key, d deadGrant) []relay.Change {
 		return []relay.Change{{Kind: relay.ChangeGrant, Grant: d.grant}}
 	})
-}
-
-// Live yields every grant that is in force, in no order.
-func (l *Ledger) Live() iter.Seq[relay.Grant] {
-	return func(yield func(relay.Grant) bool) {
-		now := l.now()
-		for _, g := range l.store.All() {
-			if g.Live(now) && !l.revocations.covers(&g) && !yield(g) {
-				return
-			}
-		}
-	}
-}
-
-// Grants gives every grant that is in force, next to expire first. Their order
-// is that of the moment at which the first is asked for, and all that is kept of
-// them meanwhile; one that goes before its turn is left out.
-func (l *Ledger) Grants() iter.Seq[relay.Grant] {
-	type turn struct {
-		end int64
-		key relay.Key
-	}
-	return func(yield func(relay.Grant) bool) {
-		turns := make([]turn, 0, l.store.Len())
-		for g := range l.Live() {
-			turns = append(turns, turn{g.Expires.UnixNano(), g.Key()})
-		}
-		slices.SortFunc(turns, func(a, b turn) int { return cmp.Or(cmp.Compare(a.end, b.end), bytes.Compare(a.key[:], b.key[:])) })
-		for _, t := range turns {
-			if g, ok := l.Find(t.key); ok && !yield(g) {
-				return
-			}
-		}
-	}
 }
 
 // Find gives the grant in force under a key, if any.
