@@ -45,7 +45,10 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector{o.Snapshot}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorLog: o.Log, MaxRequestsInFlight: 4, Timeout: timeLimit}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorLog: o.Log, MaxRequestsInFlight: 4, Timeout: timeLimit,
+		DisableCompression: true, // ten kilobytes are sent sooner than compressed
+	}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, o.Problems()) })
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: timeLimit, ReadTimeout: timeLimit, WriteTimeout: 2 * timeLimit,
 		IdleTimeout: idleLimit, MaxHeaderBytes: 16 << 10, ErrorLog: o.Log}
