@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,8 +68,8 @@ func (b *bench) attack() (err error) {
 			return fmt.Errorf("%s: %w", a.what, err)
 		}
 		b.report.add("RCPT p99 of clients with a grant: "+a.what, atMost(50, 0), "%.1f ms", percentile(each, 99)/1e3,
-			"%d recipients on 4 connections, p50 %.2f ms, longest %.0f ms; resident %.0f MB at most, bound %.0f MB",
-			len(each), percentile(each, 50)/1e3, percentile(each, 100)/1e3, peak/1e6, bound)
+			"%d recipients on %d connections, p50 %.2f ms, longest %.0f ms; resident %.0f MB at most, bound %.0f MB",
+			len(each), askers, percentile(each, 50)/1e3, percentile(each, 100)/1e3, peak/1e6, bound)
 		if refused > 0 {
 			during := after.at.Sub(before.at).Seconds()
 			b.report.add("recipients of strangers refused meanwhile", a.refused, "%.0f/s", refused,
@@ -98,62 +97,6 @@ func usage(d *daemon) (u used, err error) {
 	u.daemon = daemon
 	return u, errors.Join(err, daemonErr)
 }
-
-// served has clients with a grant ask for some time, and gives how long each
-// answer took and how much memory the daemon had at most.
-func (b *bench) served(d *daemon, during time.Duration) (each []time.Duration, peak float64, err error) {
-	var group sync.WaitGroup
-	var stop atomic.Bool
-	results, errs := make([][]time.Duration, 4), make([]error, 4)
-	for i := range results {
-		group.Go(func() {
-			for n := i; errs[i] == nil && !stop.Load(); n += len(results) {
-				results[i], errs[i] = b.asks(d, granted(n%b.grants), results[i])
-			}
-		})
-	}
-	for began := time.Now(); time.Since(began) < during; time.Sleep(20 * time.Millisecond) {
-		now, memoryErr := d.memory()
-		peak, err = max(peak, now), errors.Join(err, memoryErr)
-	}
-	stop.Store(true)
-	group.Wait()
-	each = slices.Sorted(func(yield func(time.Duration) bool) {
-		for _, r := range results {
-			for _, took := range r {
-				yield(took)
-			}
-		}
-	})
-	return each, peak, errors.Join(append(errs, err)...)
-}
-
-// asks is one session of a client with a grant, at an MTA's pace.
-func (b *bench) asks(d *daemon, client netip.Addr, each []time.Duration) ([]time.Duration, error) {
-	m, err := dial(d.socket)
-	if err != nil {
-		return each, err
-	}
-	if err := errors.Join(m.begin(client), m.mail()); err != nil {
-		return each, errors.Join(err, m.conn.Close())
-	}
-	for range recipients {
-		began := time.Now()
-		passed, _, err := m.rcpt("customer", "remote.test", "smtp")
-		each = append(each, time.Since(began))
-		if err == nil && !passed {
-			err = fmt.Errorf("%v has a grant and was answered with %q", client, m.answer)
-		}
-		if err != nil {
-			return each, errors.Join(err, m.conn.Close())
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return each, m.close()
-}
-
-// recipients of a session that is no load.
-const recipients = 10
 
 // silentPeers connect and say nothing.
 func silentPeers(b *bench, d *daemon, _ string) (func() error, error) {

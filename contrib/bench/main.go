@@ -72,6 +72,13 @@ var measures = []measure{
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == askWord {
+		if err := ask(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var names []string
 	for _, m := range measures {
 		names = append(names, m.name)
