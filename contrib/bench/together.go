@@ -56,7 +56,7 @@ type togetherRound struct {
 
 // togetherOnce has clients ask alone, then among all else, then alone again.
 func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound, err error) {
-	const alone, among = 2 * time.Second, 8 * time.Second // a million grants are listed in less
+	const alone, among = 2 * time.Second, 12 * time.Second // a million grants are listed in some ten
 	quiet, _, err := b.served(d, alone)
 	if err != nil {
 		return r, err
