@@ -158,7 +158,8 @@ func (s *Store) All() iter.Seq2[relay.Key, relay.Grant] {
 	}
 }
 
-// Packed gives every grant as All does, but as the store keeps it.
+// Packed gives every grant as All does, but as the store keeps it. One may come
+// as it was a moment ago, when its shard was read.
 func (s *Store) Packed() iter.Seq[string] {
 	return func(yield func(string) bool) {
 		var batch []string

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -36,10 +37,11 @@ func newList(e *env, g *global) *cobra.Command {
 					return err
 				}))
 			}
-			now := e.now().Wall
+			var now time.Time
 			first := true
 			err = client.List(c.Context(), func(gr control.Grant) error {
-				if first {
+				if first { // not before: a long list takes a while
+					now = e.now().Wall
 					fmt.Fprintf(out, "%-40s  %-20s  %-12s  %s\n", "CLIENT", "USER", "EXPIRES IN", "WHY")
 					first = false
 				}
@@ -54,17 +56,22 @@ func newList(e *env, g *global) *cobra.Command {
 	}
 }
 
-// giveWay has this process run when nobody else wants the processor: a list of a
+// giveWay has this process run at the lowest priority there is: a list of a
 // million grants is much work, and nobody's mail is to be late for it. Being nice
 // (nice(2)) will not do: those who wake up then still wait for up to 4 ms until
 // it is their turn. Linux has it for each thread by itself; those made later have
 // it from those that make them. Where it can't be had, the list is made all the
 // same.
 func giveWay() {
-	threads, _ := os.ReadDir("/proc/self/task")
-	for _, t := range threads {
-		if id, err := strconv.Atoi(t.Name()); err == nil {
-			_ = unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+	done := map[int]bool{}
+	for more := true; more; { // until none was made meanwhile by one that had its turn later
+		more = false
+		threads, _ := os.ReadDir("/proc/self/task")
+		for _, t := range threads {
+			if id, err := strconv.Atoi(t.Name()); err == nil && !done[id] {
+				done[id], more = true, true
+				_ = unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+			}
 		}
 	}
 }

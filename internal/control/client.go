@@ -120,8 +120,7 @@ func (c *Client) Reload(ctx context.Context) (a ReloadAnswer, err error) {
 	return a, c.call(ctx, "POST", "/reload", nil, &a)
 }
 
-// List calls each for every grant, next to expire first. All of them are in
-// memory then, some 300 bytes each.
+// List calls each for every grant, next to expire first, as ListJSON does.
 func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 	return c.ListJSON(ctx, func(line []byte) error {
 		var g Grant
@@ -132,8 +131,10 @@ func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 	})
 }
 
-// ListJSON is List with each grant as one line of JSON, as the daemon has
-// spelled it.
+// ListJSON calls each for every grant, next to expire first, with its line of JSON
+// as the daemon has spelled it. All of them have been read by then, and take some
+// 300 bytes each; a list that broke off, or holds what is no grant, is an error
+// before the first.
 func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) error {
 	resp, err := c.send(ctx, "GET", "/list", nil)
 	if err != nil {

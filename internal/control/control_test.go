@@ -389,13 +389,14 @@ func TestUnknownIsLeftOutOfJSON(t *testing.T) {
 func TestAListThatWouldSpeakToATerminalIsRefused(t *testing.T) {
 	const good = `{"client":"192.0.2.1","prefix":32,"login":"2026-11-22T12:00:00Z","expires":"2026-11-22T12:30:00Z"}` + "\n"
 	for name, body := range map[string]string{
-		"an escape":              good + strings.Replace(good, `"prefix"`, "\"user\":\"\x1b]0;owned\x07\",\"prefix\"", 1),
-		"a carriage return":      good + strings.Replace(good, `"prefix"`, "\"user\":\"a\r\",\"prefix\"", 1),
-		"an escape, a long line": good + strings.Replace(good, `"prefix"`, "\"user\":\""+strings.Repeat("a", 100<<10)+"\x1b[2J\",\"prefix\"", 1),
-		"a line without an end":  good + strings.Repeat("a", 2<<20),
-		"no client":              good + strings.Replace(good, "192.0.2.1", "mallory", 1),
-		"no end":                 good + strings.Replace(good, "2026-11-22T12:30:00Z", "never", 1),
-		"half a line":            good + good[:40],
+		"an escape":                       good + strings.Replace(good, `"prefix"`, "\"user\":\"\x1b]0;owned\x07\",\"prefix\"", 1),
+		"a carriage return":               good + strings.Replace(good, `"prefix"`, "\"user\":\"a\r\",\"prefix\"", 1),
+		"an escape, a long line":          good + strings.Replace(good, `"prefix"`, "\"user\":\""+strings.Repeat("a", 100<<10)+"\x1b[2J\",\"prefix\"", 1),
+		"a line without an end":           good + strings.Repeat("a", 2<<20),
+		"no client":                       good + strings.Replace(good, "192.0.2.1", "mallory", 1),
+		"no end":                          good + strings.Replace(good, "2026-11-22T12:30:00Z", "never", 1),
+		"an escape spelled out as a zone": good + strings.Replace(good, "192.0.2.1", `fe80::1%\u001b]0;owned\u0007`, 1),
+		"half a line":                     good + good[:40],
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "s")

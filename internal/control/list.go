@@ -76,7 +76,7 @@ func parseListed(line []byte) (one listed, err error) {
 		}
 	}
 	client, err := netip.ParseAddr(string(valueOf(line, `"client":"`)))
-	if err != nil {
+	if err != nil || client.Zone() != "" { // no grant has one, and it may be any text
 		return one, errNoList
 	}
 	end, err := time.Parse(time.RFC3339Nano, string(valueOf(line, `"expires":"`)))

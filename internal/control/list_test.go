@@ -24,7 +24,7 @@ func FuzzReadList(f *testing.F) {
 			t.Errorf("%d of %d lines", len(all), n)
 		}
 		for i, one := range all {
-			if i > 0 && all[i-1].end > one.end {
+			if i > 0 && (all[i-1].end > one.end || all[i-1].end == one.end && all[i-1].client.Compare(one.client) > 0) {
 				t.Errorf("line %d is out of order", i)
 			}
 			if bytes.ContainsFunc(one.line, func(r rune) bool { return r < ' ' }) || !bytes.Contains(text, one.line) {

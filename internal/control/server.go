@@ -145,8 +145,8 @@ type server struct {
 	lists    chan struct{}   // those being written
 }
 
-// maxLists bounds what lists of a full table cost: while one is written, the
-// daemon makes way for others, but not as many as you like do.
+// maxLists bounds what lists cost: a buffer and a connection each. They share one
+// pace, so with more of them each would take longer.
 const maxLists = 4
 
 var errLists = fmt.Errorf("%d lists are being written already, wait until one is done", maxLists)
@@ -245,19 +245,19 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	out := http.NewResponseController(w)
 	buf := bufio.NewWriterSize(w, 32<<10)
 	var line []byte
-	i := 0
 	for g := range s.daemon.Grants() {
-		if i++; i%1024 == 1 {
+		line = append(appendGrant(line[:0], &g), '\n')
+		if buf.Available() < len(line) { // so it is written now
 			out.SetWriteDeadline(time.Now().Add(writeTimeout))
-			if r.Context().Err() != nil {
-				return
+			if r.Context().Err() != nil || s.stopping.Err() != nil {
+				panic(http.ErrAbortHandler) // or it would look like the whole of it
 			}
 		}
-		line = append(appendGrant(line[:0], &g), '\n')
 		if _, err := buf.Write(line); err != nil {
 			return
 		}
 	}
+	out.SetWriteDeadline(time.Now().Add(writeTimeout)) // there may have been little to write for long
 	buf.Flush()
 }
 

@@ -1,7 +1,8 @@
 // Package control is popgate's control socket, both ends: HTTP with JSON over
 // a unix socket. The kernel says who the peer is; root and the daemon's own
 // user may do everything, members of control_group may read, nobody else gets
-// an answer. What goes over it is what the commands print with --json.
+// an answer. What goes over it is what the commands print with --json, but that a
+// list is put in order by who reads it.
 package control
 
 import (

@@ -9,7 +9,8 @@ import (
 // Live gives every grant that is in force, in no order: some at a time, as the
 // store unpacks many sooner than one after the other. Rest is called after each
 // small piece of the work, which is much with many grants; whoever is answered
-// meanwhile should not notice.
+// meanwhile should not notice. One that is renewed or shortened meanwhile may
+// come as it was; one that has been revoked doesn't come.
 func (l *Ledger) Live(rest func()) iter.Seq[relay.Grant] {
 	const atOnce = 16
 	return func(yield func(relay.Grant) bool) {
