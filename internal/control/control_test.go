@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -327,6 +328,44 @@ func TestAListIsInOrderOfExpiryThenOfAddress(t *testing.T) {
 		if err != nil || i != len(want) {
 			t.Errorf("%d grants, %v", i, err)
 		}
+	}
+}
+
+// endless is a daemon with more grants than can be listed. Its lines fill the
+// buffer without a rest, so that what has been written ends with a line.
+type endless struct{ calm }
+
+func (*endless) Grants() iter.Seq[relay.Grant] {
+	return func(yield func(relay.Grant) bool) {
+		g := bob
+		g.Note = "x"
+		g.Note += strings.Repeat("x", 511-len(appendGrant(nil, &g)))
+		for yield(g) {
+		}
+	}
+}
+
+// A list that a stop cuts short must not pass for the whole of it: who is not in
+// it would seem to have no grant.
+func TestAListThatAStopCutsShortIsAnError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- Serve(ctx, ln, &endless{}, Access{ReadGroup: func() int { return -1 }, Log: log.New(io.Discard, "", 0)})
+	}()
+	client := NewClient(path)
+	client.Much = stop // thousands of lines have come
+	n := 0
+	if err := client.List(t.Context(), func(Grant) error { n++; return nil }); err == nil || n != 0 {
+		t.Errorf("%d grants, error %v; want none and an error", n, err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }
 
