@@ -841,3 +841,22 @@ func TestLiveRestsAfterFewGrants(t *testing.T) {
 		t.Errorf("%d grants, then stopped", n)
 	}
 }
+
+// A grant that is revoked while a list is made is not in what comes of it.
+func TestARevokedGrantIsNotListedByAListThatHadBegun(t *testing.T) {
+	b := newBench(t)
+	for i := range 100 {
+		g := relay.Grant{Client: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), Prefix: 32, User: "bob", Login: noon, Expires: noon.Add(time.Hour), Deadline: 2 * time.Hour}
+		b.store.Put(g.Key(), g)
+	}
+	n := 0
+	for range b.Live(func() {}) {
+		if n++; n == 1 {
+			b.revocations.add(relay.Revocation{User: "bob", Time: noon.Add(time.Minute)}, time.Hour)
+			b.revocations.build()
+		}
+	}
+	if n != 1 { // though it is still in the store, or in what was read of it
+		t.Errorf("%d of 100 grants, want the one before the revocation", n)
+	}
+}
