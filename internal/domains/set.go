@@ -37,7 +37,7 @@ type Options struct {
 	Log      *slog.Logger           // nil: nothing is logged
 	Run      Runner                 // nil: Exec
 	Now      func() time.Time       // nil: time.Now
-	OnChange func(*relay.Domains)   // told each new snapshot after Load, and when Tainted changes, by the goroutine in Run
+	OnChange func(*relay.Domains)   // told each new snapshot after Load, then whether Tainted has changed, by the goroutine in Run
 	MainCF   string                 // empty: /etc/postfix/main.cf
 	Sendmail string                 // empty: /etc/mail/sendmail.cf
 	Hostname func() (string, error) // nil: os.Hostname
@@ -160,7 +160,7 @@ func (s *Set) Asks() bool {
 // read is a problem, no error.
 func (s *Set) Load(ctx context.Context) error {
 	for range 5 {
-		if open, _ := s.pass(ctx); !open {
+		if open := s.pass(ctx, func() {}); !open {
 			return ctx.Err()
 		}
 		select {
@@ -183,9 +183,11 @@ func (s *Set) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			if _, changed := s.pass(ctx); changed && s.o.OnChange != nil {
-				s.o.OnChange(s.Current())
-			}
+			s.pass(ctx, func() {
+				if s.o.OnChange != nil {
+					s.o.OnChange(s.Current())
+				}
+			})
 		}
 	}
 }
@@ -201,13 +203,29 @@ type gathering struct {
 	open     bool // a leaf that was never known is settling
 }
 
-// pass reads what there is reason to read and publishes what follows from it.
-// It answers whether a first reading has still to be confirmed, and whether
-// the domains have changed.
-func (s *Set) pass(ctx context.Context) (open, changed bool) {
+// pass reads what there is reason to read, publishes what follows from it, and
+// then looks for danger, which takes longer. tell is called without a lock when
+// the domains have changed, before anyone looks for danger: whoever decides by
+// the last domains meanwhile would know less than Ask. It is called again when a
+// mailer's danger has changed. pass answers whether a first reading has still to
+// be confirmed.
+func (s *Set) pass(ctx context.Context, tell func()) (open bool) {
+	g, changed, otherwise := s.gather(ctx)
+	if changed {
+		tell()
+	}
+	if s.look(ctx, g.now, otherwise) {
+		tell()
+	}
+	return g.open
+}
+
+// gather reads and publishes. It answers whether the domains have changed, and
+// whether they or what is known of them have.
+func (s *Set) gather(ctx context.Context) (g *gathering, changed, otherwise bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	g := &gathering{ctx: ctx, now: s.o.Now(), names: map[string]relay.Match{}, whole: true}
+	g = &gathering{ctx: ctx, now: s.o.Now(), names: map[string]relay.Match{}, whole: true}
 	for _, l := range s.leaves {
 		l.used = false
 	}
@@ -219,18 +237,23 @@ func (s *Set) pass(ctx context.Context) (open, changed bool) {
 	}
 	s.gatherMTA(g)
 	if ctx.Err() != nil {
-		return false, false // what was cut short is no reading
+		return &gathering{now: g.now}, false, false // what was cut short is no reading
 	}
 	maps.DeleteFunc(s.leaves, func(_ string, l *leaf) bool { return !l.used })
 	before := s.view.Load()
 	changed = s.publish(g, before)
-	if s.guard(ctx, g.now, changed || g.whole != before.whole) {
-		changed = true
-	}
+	return g, changed, changed || g.whole != before.whole
+}
+
+// look looks for danger and says whether a mailer's has changed.
+func (s *Set) look(ctx context.Context, now time.Time, otherwise bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.guard(ctx, now, otherwise)
 	v := *s.view.Load()
 	v.findings = s.watch.found
 	s.view.Store(&v)
-	return g.open, changed
+	return changed
 }
 
 // step brings a leaf up to date and gives its text. Where none is known, the

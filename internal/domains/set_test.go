@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -301,6 +302,44 @@ func TestHalfWrittenFileIsNotBelieved(t *testing.T) {
 		if len(changes) != 1 || changes[0] != s.Current() {
 			t.Errorf("%d changes told, want the one", len(changes))
 		}
+	})
+}
+
+// Whoever decides by the domains is told of new ones before Postfix's
+// configuration is searched for danger, which takes as long as Postfix takes.
+func TestADomainThatIsGoneIsToldBeforeDangerIsLookedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := site{t, t.TempDir()}
+		o, m := postfixSite(t, d, map[string]string{"postconf": "mydestination = a.example gone.example\nrelay_domains =\n", "postconf -Px": ""})
+		o.LocalMailers = []string{"local"}
+		hangs := make(chan struct{})
+		var readings atomic.Int32
+		o.Run = func(ctx context.Context, name string, args ...string) ([]byte, error) {
+			switch {
+			case slices.Contains(args, "mydestination"):
+				readings.Add(1)
+			case readings.Load() >= 2: // both that a change takes
+				<-hangs
+			}
+			return m.run(ctx, name, args...)
+		}
+		var told *relay.Domains
+		o.OnChange = func(r *relay.Domains) { told = r }
+		s := loaded(t, o)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go s.Run(ctx)
+		time.Sleep(3 * settle)
+		told = nil
+		readings.Store(0)
+		m.say("postconf", "mydestination = a.example\nrelay_domains =\n")
+		d.write("main.cf", "changed\n")
+		time.Sleep(5 * settle)
+		synctest.Wait()
+		if told == nil || told.Match("gone.example") != relay.DomainVanished || told != s.Current() {
+			t.Errorf("told while Postfix is being asked: %v", told)
+		}
+		close(hangs)
 	})
 }
 

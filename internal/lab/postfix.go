@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -119,6 +120,7 @@ func (p *Postfix) Configure(t testing.TB, o PostfixOptions) {
 	t.Helper()
 	if p.Program != nil {
 		p.Stop(t)
+		Until(t, "no process of the last Postfix holds its lock", unlocked)
 	}
 	p.options = o
 	var main, master strings.Builder
@@ -160,6 +162,18 @@ func (p *Postfix) Configure(t testing.TB, o PostfixOptions) {
 	// postfixTree has just made.
 	p.Program = p.host.start(t, "/usr/lib/postfix/sbin/master", "-d", "-c", "/etc/postfix")
 	waitGreeting(t, p.Program, "127.0.0.1:25", "[::1]:25")
+}
+
+// unlocked says whether a new master could start. A service that the last one
+// was just starting as it ended, and had not yet run, keeps the lock for the
+// second in which it tells of its death.
+func unlocked() bool {
+	f, err := os.Open("/var/spool/postfix/pid/master.pid")
+	if err != nil {
+		return os.IsNotExist(err)
+	}
+	defer f.Close()
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }
 
 // postfixTree makes the queue as the package's installation does, and room for
