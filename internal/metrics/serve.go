@@ -42,15 +42,7 @@ func (o *Options) admits(c net.Conn) bool {
 
 // Serve answers on ln until ctx ends.
 func Serve(ctx context.Context, ln net.Listener, o Options) error {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{o.Snapshot}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorLog: o.Log, MaxRequestsInFlight: 4, Timeout: timeLimit,
-		DisableCompression: true, // ten kilobytes are sent sooner than compressed
-	}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, o.Problems()) })
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: timeLimit, ReadTimeout: timeLimit, WriteTimeout: 2 * timeLimit,
+	srv := &http.Server{Handler: handler(o), ReadHeaderTimeout: timeLimit, ReadTimeout: timeLimit, WriteTimeout: 2 * timeLimit,
 		IdleTimeout: idleLimit, MaxHeaderBytes: 16 << 10, ErrorLog: o.Log}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -69,6 +61,19 @@ func Serve(ctx context.Context, ln net.Listener, o Options) error {
 		return nil
 	}
 	return fmt.Errorf("metrics listener: %w", err)
+}
+
+func handler(o Options) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{o.Snapshot}, &kept{of: collectors.NewGoCollector()},
+		&kept{of: collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})})
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorLog: o.Log, MaxRequestsInFlight: 4, Timeout: timeLimit,
+		DisableCompression: true, // ten kilobytes are sent sooner than compressed
+	}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, o.Problems()) })
+	return mux
 }
 
 // health answers 200 when the daemon is well and 503 with the problems when
