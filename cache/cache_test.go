@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -85,6 +86,31 @@ func TestWhatIsPutIsGiven(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestSomeGivesWhatAllGives(t *testing.T) {
+	s := New(Options{})
+	for i := range 1000 {
+		g := relay.Grant{Client: address(i), Prefix: 32, User: fmt.Sprint("user ", i), Source: "s", Format: "dovecot", Login: start, Expires: start}
+		s.Put(g.Key(), g)
+	}
+	for _, n := range []int{1, 7, 16, 1000, 2000} {
+		got := map[relay.Key]relay.Grant{}
+		for grants := range s.Some(n) {
+			if len(grants) == 0 || len(grants) > n {
+				t.Fatalf("Some(%d) gave %d", n, len(grants))
+			}
+			for _, g := range grants {
+				got[g.Key()] = g
+			}
+		}
+		if want := maps.Collect(s.All()); !maps.Equal(got, want) {
+			t.Errorf("Some(%d) gave %d grants that are not the %d of All", n, len(got), len(want))
+		}
+	}
+	for range s.Some(16) {
+		break // and no more is given
 	}
 }
 

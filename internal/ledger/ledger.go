@@ -34,9 +34,8 @@ type Store interface {
 	Fill(grants iter.Seq[relay.Grant], wins func(g, before *relay.Grant) bool, kept func(relay.Key, *relay.Grant))
 	Len() int
 	All() iter.Seq2[relay.Key, relay.Grant]
-	// Packed is All in the store's own words; Unpack adds such to grants.
-	Packed() iter.Seq[string]
-	Unpack(grants []relay.Grant, packed []string) []relay.Grant
+	// Some is All, up to n at a time; the slice is used again for the next ones.
+	Some(n int) iter.Seq[[]relay.Grant]
 }
 
 // Bounds of the tables that no configuration key bounds. What would go over

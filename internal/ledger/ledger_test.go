@@ -50,24 +50,8 @@ func (s plainStore) Fill(grants iter.Seq[relay.Grant], wins func(g, before *rela
 func (s plainStore) Len() int                               { return len(s) }
 func (s plainStore) All() iter.Seq2[relay.Key, relay.Grant] { return maps.All(maps.Clone(s)) }
 
-// What it packs is the key alone.
-func (s plainStore) Packed() iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for k := range s.All() {
-			if !yield(string(k[:])) {
-				return
-			}
-		}
-	}
-}
-
-func (s plainStore) Unpack(grants []relay.Grant, packed []string) []relay.Grant {
-	for _, p := range packed {
-		if g, ok := s[relay.Key([]byte(p))]; ok {
-			grants = append(grants, g)
-		}
-	}
-	return grants
+func (s plainStore) Some(n int) iter.Seq[[]relay.Grant] {
+	return slices.Chunk(slices.Collect(maps.Values(s)), n)
 }
 
 // bench is a ledger with clocks in the test's hand.
