@@ -24,8 +24,18 @@ func FuzzAppendGrant(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := appendGrant(nil, &g); string(got) != string(want) {
-			t.Errorf("\n%s\n%s", got, want)
+		var s speller
+		for range 2 { // as the first grant of a list, and behind one that is alike
+			if got := s.appendGrant(nil, &g); string(got) != string(want) {
+				t.Errorf("\n%s\n%s", got, want)
+			}
+		}
+		other := relay.Grant{Login: g.Login.Add(-36 * time.Hour), Expires: g.Login, Format: g.Source, Source: g.Format}
+		if want, err = json.Marshal(FromGrant(other)); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.appendGrant(nil, &other); string(got) != string(want) {
+			t.Errorf("behind another:\n%s\n%s", got, want)
 		}
 	})
 }
@@ -34,8 +44,9 @@ func BenchmarkAppendGrant(b *testing.B) {
 	g := relay.Grant{Client: netip.MustParseAddr("192.0.2.1"), Prefix: 32, User: "alice", Session: "pop3-session", Source: "file:/var/log/mail.log",
 		Format: "dovecot", Service: relay.POP3, Login: time.Unix(1795417545, 0), Expires: time.Unix(1795419345, 0)}
 	var line []byte
+	var s speller
 	b.ReportAllocs()
 	for b.Loop() {
-		line = appendGrant(line[:0], &g)
+		line = s.appendGrant(line[:0], &g)
 	}
 }

@@ -245,8 +245,9 @@ func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	out := http.NewResponseController(w)
 	buf := bufio.NewWriterSize(w, 32<<10)
 	var line []byte
+	var spell speller
 	for g := range s.daemon.Grants() {
-		line = append(appendGrant(line[:0], &g), '\n')
+		line = append(spell.appendGrant(line[:0], &g), '\n')
 		if buf.Available() < len(line) { // so it is written now
 			out.SetWriteDeadline(time.Now().Add(writeTimeout))
 			if r.Context().Err() != nil || s.stopping.Err() != nil {
