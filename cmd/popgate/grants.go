@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -63,6 +65,8 @@ func newList(e *env, g *global) *cobra.Command {
 // it from those that make them. Where it can't be had, the list is made all the
 // same.
 func giveWay() {
+	runtime.GOMAXPROCS(1)  // one processor is enough to be in the way of
+	debug.SetGCPercent(20) // nearly all of a list stays until it is printed
 	done := map[int]bool{}
 	for more := true; more; { // until none was made meanwhile by one that had its turn later
 		more = false

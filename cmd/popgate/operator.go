@@ -68,7 +68,9 @@ func (o *operator) revoked(client netip.Addr) string {
 	return ""
 }
 
-func (o *operator) Grants() iter.Seq[relay.Grant] { return o.ledger.Live(leisurely().rest) }
+func (o *operator) Grants() iter.Seq[relay.Grant] {
+	return o.ledger.Live(leisurely(o.gate.Answered).rest)
+}
 
 func (o *operator) Show(client netip.Addr) (relay.Grant, bool) {
 	client = relay.Canonical(client)

@@ -1,28 +1,82 @@
 package main
 
 import (
+	"errors"
 	"testing"
 	"time"
 )
 
-// Long work sleeps for most of its time, and short work hardly at all.
-func TestPaceRestsForMostOfTheTime(t *testing.T) {
-	p := leisurely()
+// works does so many pieces of work at a pace, and gives for how long it worked
+// and how long all took.
+func works(p *pace, pieces int) (worked, took time.Duration) {
 	began := time.Now()
-	worked := time.Duration(0)
-	for range 50 {
+	for range pieces {
 		at := time.Now()
 		for time.Since(at) < p.work {
 		}
 		worked += time.Since(at)
 		p.rest()
 	}
-	if took := time.Since(began); took < worked+50*p.sleep {
+	return worked, time.Since(began)
+}
+
+// While MTAs ask, long work sleeps for most of its time.
+func TestPaceRestsForMostOfTheTimeAmongMTAs(t *testing.T) {
+	answers := uint64(0)
+	p := leisurely(func() uint64 { answers++; return answers })
+	if worked, took := works(p, 50); took < worked+50*p.among {
 		t.Errorf("50 pieces of work took %v, %v of it working", took, worked)
 	}
 	p.began = time.Now().Add(time.Hour) // no work done yet
-	before := *p
-	if p.rest(); *p != before {
+	before := p.began
+	if p.rest(); p.began != before {
 		t.Error("rested without having worked")
+	}
+}
+
+func TestPaceKnowsWhetherMTAsAsk(t *testing.T) {
+	answers := uint64(7)
+	p := leisurely(func() uint64 { return answers })
+	at := time.Now()
+	for _, tt := range []struct {
+		after time.Duration
+		more  uint64
+		want  time.Duration
+	}{
+		{0, 0, p.among}, // who knows
+		{calm, 0, p.among},
+		{calm + 1, 0, p.alone},
+		{time.Hour, 1, p.among},
+		{time.Hour + calm, 0, p.among},
+		{time.Hour + calm, 1, p.among},
+		{time.Hour + 2*calm, 0, p.among},
+		{time.Hour + 2*calm + 1, 0, p.alone},
+	} {
+		answers += tt.more
+		if got := p.sleep(at.Add(tt.after)); got != tt.want {
+			t.Errorf("after %v, %d more answers: sleeps %v, want %v", tt.after, tt.more, got, tt.want)
+		}
+	}
+}
+
+func TestPaceEndsWhereSomebodyWaits(t *testing.T) {
+	p := brisk()
+	p.until = time.Now().Add(-time.Second)
+	p.rest()
+	if !p.began.IsZero() {
+		t.Error("rests after its time")
+	}
+}
+
+func TestANapIsAsLongAsAskedForEvenWithoutAClock(t *testing.T) {
+	none := napper{clock: func() (*clock, error) { return nil, errors.New("no more descriptors") }}
+	for name, n := range map[string]*napper{"clock": &nap, "none": &none} {
+		for _, d := range []time.Duration{time.Microsecond, 300 * time.Microsecond, 2 * time.Millisecond} {
+			began := time.Now()
+			n.take(d)
+			if took := time.Since(began); took < d {
+				t.Errorf("%s: a nap of %v took %v", name, d, took)
+			}
+		}
 	}
 }

@@ -40,3 +40,9 @@ func (g *Gate) Took() (upTo [len(Times)]uint64, all uint64, sum time.Duration) {
 	}
 	return upTo, all, time.Duration(g.took.sum.Load())
 }
+
+// Answered gives how many decisions there were in all.
+func (g *Gate) Answered() uint64 {
+	_, all, _ := g.Took()
+	return all
+}
