@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 )
 
 // A virtual machine's host takes processors away when its other guests need
@@ -14,13 +16,46 @@ import (
 // with or without the daemon, and a tail measured meanwhile is the host's.
 const (
 	littleStolen = 0.005 // of the machine's time
+	someStolen   = 0.04  // where what is measured meanwhile is left out
 	moreRounds   = 4     // at most so many times as many as asked for
 )
 
+// window is how long at least nothing may have been taken: the kernel counts it
+// in hundredths of a second and may tell of the last one a little later.
+const window = 200 * time.Millisecond
+
+// watchHost looks at each window's end whether the host has taken anything. The
+// function it gives tells of an answer, once all are there, whether it fell into
+// windows in which the host hasn't.
+func watchHost(began time.Time) (calm func(asked) bool) {
+	var mu sync.Mutex
+	var stolen []float64 // at each window's end
+	look := func() {
+		if now, err := machineTime(); err == nil {
+			mu.Lock()
+			stolen = append(stolen, now.stolen)
+			mu.Unlock()
+		}
+	}
+	look()
+	go func() {
+		for n := time.Duration(1); ; n++ {
+			time.Sleep(time.Until(began.Add(n * window)))
+			look()
+		}
+	}()
+	return func(a asked) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		first, last := int(a.at/window), int((a.at+a.took)/window)+1
+		return last < len(stolen) && stolen[first] == stolen[last]
+	}
+}
+
 // calmest does a round until it has been done b.rounds times, not counting the
-// first with its cold caches, while the host took little, and gives what came of
+// first with its cold caches, while the host took no more than little, and gives what came of
 // the calmest of them. How calm they were is put in words.
-func calmest[T any](b *bench, round func() (T, error)) (results []T, host string, err error) {
+func calmest[T any](b *bench, little float64, round func() (T, error)) (results []T, host string, err error) {
 	type done struct {
 		result T
 		stolen float64
@@ -44,7 +79,7 @@ func calmest[T any](b *bench, round func() (T, error)) (results []T, host string
 			all = []done{} // the next one counts
 			continue
 		}
-		if all = append(all, one); one.stolen <= littleStolen {
+		if all = append(all, one); one.stolen <= little {
 			calm++
 		}
 	}

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
 	"time"
 )
@@ -26,14 +23,23 @@ func (b *bench) login() (err error) {
 		return err
 	}
 	defer log.Close()
-	tail, err := b.startTail()
+	tail, err := b.startFollower("tail.log", "tail", "-n", "+1", "-F")
 	if err != nil {
 		return err
 	}
 	defer tail.stop()
+	own, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bare, err := b.startFollower("bare.log", own, followWord)
+	if err != nil {
+		return err
+	}
+	defer bare.stop()
 
 	next := b.grants
-	rounds, host, err := calmest(b, func() (r loginRound, err error) {
+	rounds, host, err := calmest(b, littleStolen, func() (r loginRound, err error) {
 		for range b.lines {
 			took, again, err := waitForLogin(d.socket, log, next)
 			if err != nil {
@@ -49,17 +55,26 @@ func (b *bench) login() (err error) {
 			}
 			r.theirs = append(r.theirs, took)
 		}
+		for range b.lines {
+			took, err := bare.follow()
+			if err != nil {
+				return r, err
+			}
+			r.bare = append(r.bare, took)
+		}
 		slices.Sort(r.ours)
 		slices.Sort(r.theirs)
+		slices.Sort(r.bare)
 		return r, nil
 	})
 	if err != nil {
 		return err
 	}
-	var ratio []float64
+	var ratio, least []float64
 	var ours, theirs, plain []time.Duration
 	for _, r := range rounds {
 		ratio = append(ratio, percentile(r.ours, 50)/percentile(r.theirs, 50))
+		least = append(least, percentile(r.bare, 50)/percentile(r.theirs, 50))
 		ours, theirs, plain = append(ours, r.ours...), append(theirs, r.theirs...), append(plain, r.plain...)
 	}
 	slices.Sort(ours)
@@ -67,13 +82,14 @@ func (b *bench) login() (err error) {
 	slices.Sort(plain)
 	b.report.add("login line to grant in force, p50", atMost(2.0, 1.2), "%.2f", median(ratio), "%.0f : %.0f µs of tail -F, %d lines (%.2f to %.2f); a question that need not wait %.0f µs; %s",
 		percentile(ours, 50), percentile(theirs, 50), len(ours), slices.Min(ratio), slices.Max(ratio), percentile(plain, 50), host)
+	b.report.add("a line through two goroutines that do nothing else, p50", limit{}, "%.2f", median(least), "against tail -F (%.2f to %.2f)", slices.Min(least), slices.Max(least))
 	b.report.add("login line to grant in force, p99", atMost(5, 1), "%.2f ms", percentile(ours, 99)/1e3, "tail -F %.2f ms; longest %.2f : %.2f ms",
 		percentile(theirs, 99)/1e3, percentile(ours, 100)/1e3, percentile(theirs, 100)/1e3)
 	return nil
 }
 
 // loginRound is what a round of b.lines logins took, and as many lines of tail.
-type loginRound struct{ ours, theirs, plain []time.Duration }
+type loginRound struct{ ours, theirs, bare, plain []time.Duration }
 
 // pause lets a few milliseconds pass before a line, so that what waits for it
 // waits by then, and so that lines come at no rhythm. A pause too short makes
@@ -121,61 +137,4 @@ func waitForLogin(socket string, log *os.File, n int) (took, again time.Duration
 	began = time.Now()
 	at, err = ask()
 	return took, at.Sub(began), err
-}
-
-// tail is a running tail -F.
-type tail struct {
-	process *process
-	log     *os.File
-	out     *bufio.Reader
-	lines   int
-}
-
-func (b *bench) startTail() (*tail, error) {
-	name := b.dir + "/tail.log"
-	log, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(b.ctx, "tail", "-n", "+1", "-F", name)
-	read, write, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stdout = write
-	t := &tail{log: log, out: bufio.NewReader(read)}
-	t.process, err = launch(cmd, "")
-	return t, errors.Join(err, write.Close())
-}
-
-// follow writes a line and gives the time until tail has written it too.
-func (t *tail) follow() (time.Duration, error) {
-	t.lines++
-	line := loginLine(nil, t.lines, time.Now())
-	type answer struct {
-		at   time.Time
-		same bool
-		err  error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		got := make([]byte, len(line))
-		_, err := io.ReadFull(t.out, got)
-		answered <- answer{time.Now(), slices.Equal(got, line), err}
-	}()
-	pause()
-	began := time.Now()
-	if _, err := t.log.Write(line); err != nil {
-		return 0, err
-	}
-	a := <-answered
-	if a.err == nil && !a.same {
-		a.err = errors.New("tail -F wrote another line than its file got")
-	}
-	return a.at.Sub(began), a.err
-}
-
-func (t *tail) stop() {
-	_ = t.process.stop() // it ends by the signal
-	t.log.Close()
 }

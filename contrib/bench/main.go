@@ -71,13 +71,18 @@ var measures = []measure{
 	{"attack", (*bench).attack}, // last: what is left of it in the log would slow down the others
 }
 
+// parts are what this program is when it is run as a process of its own.
+var parts = map[string]func(args []string) error{askWord: ask, followWord: follow}
+
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == askWord {
-		if err := ask(os.Args[2:]); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			os.Exit(1)
+	if len(os.Args) > 1 {
+		if part := parts[os.Args[1]]; part != nil {
+			if err := part(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	var names []string
 	for _, m := range measures {

@@ -37,28 +37,63 @@ func (b *bench) served(d *daemon, during time.Duration) (each []time.Duration, p
 		now, memoryErr := d.memory()
 		peak, err = max(peak, now), errors.Join(err, memoryErr)
 	}
-	text, readErr := io.ReadAll(out)
-	if err = errors.Join(err, readErr, cmd.Wait()); err != nil {
-		return nil, 0, fmt.Errorf("who asks: %w", err)
+	each, waitErr := times(cmd, out)
+	return each, peak, errors.Join(err, waitErr)
+}
+
+// servedCalmly gives only the times of answers while the machine's host took
+// none of it away, which can be few.
+func (b *bench) servedCalmly(d *daemon, during time.Duration) ([]time.Duration, error) {
+	cmd, out, err := b.startAsking(d, during, calmTimes)
+	if err != nil {
+		return nil, err
+	}
+	return times(cmd, out)
+}
+
+func (b *bench) startAsking(d *daemon, during time.Duration, which string) (*exec.Cmd, io.Reader, error) {
+	own, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	cmd := exec.CommandContext(b.ctx, own, askWord, d.socket, strconv.Itoa(b.grants), during.String(), which)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	return cmd, out, err
+}
+
+// times reads what a process that asks has written.
+func times(cmd *exec.Cmd, from io.Reader) (each []time.Duration, err error) {
+	text, readErr := io.ReadAll(from)
+	if err = errors.Join(readErr, cmd.Wait()); err != nil {
+		return nil, fmt.Errorf("who asks: %w", err)
 	}
 	for ; len(text) >= 8; text = text[8:] {
 		each = append(each, time.Duration(binary.LittleEndian.Uint64(text)))
 	}
 	slices.Sort(each)
-	return each, peak, nil
+	return each, nil
 }
 
 const (
 	askWord     = "ask" // as the first argument, of the process that asks
-	askers      = 4     // connections at a time
-	recipients  = 10    // of a session
+	allTimes    = "all" // as the last: which it writes
+	calmTimes   = "calm"
+	askers      = 4  // connections at a time
+	recipients  = 10 // of a session
 	betweenRcpt = time.Millisecond
 )
 
+// asked is an answer by when it was asked for and how long it took.
+type asked struct{ at, took time.Duration }
+
 // ask is that process: it writes each time, in nanoseconds, when it is done.
 func ask(args []string) error {
-	if len(args) != 3 {
-		return errors.New("needs a socket, the number of grants and for how long")
+	if len(args) != 4 {
+		return errors.New("needs a socket, the number of grants, for how long and which times")
 	}
 	grants, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -69,12 +104,16 @@ func ask(args []string) error {
 		return err
 	}
 	var group sync.WaitGroup
-	results, errs := make([][]time.Duration, askers), make([]error, askers)
+	results, errs := make([][]asked, askers), make([]error, askers)
 	began := time.Now()
+	calm := func(asked) bool { return true }
+	if args[3] == calmTimes {
+		calm = watchHost(began)
+	}
 	for i := range results {
 		group.Go(func() {
 			for n := i; errs[i] == nil && time.Since(began) < during; n += askers {
-				results[i], errs[i] = asks(args[0], granted(n%grants), results[i])
+				results[i], errs[i] = asks(args[0], granted(n%grants), began, results[i])
 			}
 		})
 	}
@@ -83,14 +122,16 @@ func ask(args []string) error {
 		return err
 	}
 	out := bufio.NewWriter(os.Stdout)
-	for _, took := range slices.Concat(results...) {
-		_, _ = out.Write(binary.LittleEndian.AppendUint64(nil, uint64(took))) // Flush tells
+	for _, a := range slices.Concat(results...) {
+		if calm(a) {
+			_, _ = out.Write(binary.LittleEndian.AppendUint64(nil, uint64(a.took))) // Flush tells
+		}
 	}
 	return out.Flush()
 }
 
 // asks is one session of a client with a grant, at an MTA's pace.
-func asks(socket string, client netip.Addr, each []time.Duration) ([]time.Duration, error) {
+func asks(socket string, client netip.Addr, start time.Time, each []asked) ([]asked, error) {
 	m, err := dial(socket)
 	if err != nil {
 		return each, err
@@ -101,7 +142,7 @@ func asks(socket string, client netip.Addr, each []time.Duration) ([]time.Durati
 	for range recipients {
 		began := time.Now()
 		passed, _, err := m.rcpt("customer", "remote.test", "smtp")
-		each = append(each, time.Since(began))
+		each = append(each, asked{began.Sub(start), time.Since(began)})
 		if err == nil && !passed {
 			err = fmt.Errorf("%v has a grant and was answered with %q", client, m.answer)
 		}

@@ -17,6 +17,7 @@ import (
 const (
 	linesPerSecond = 10_000 // that the mail server logs
 	loginEvery     = 10     // one line in so many
+	fewest         = 2000   // answers of which the slowest hundredth means something
 )
 
 // together measures what a client with a grant notices when everything else
@@ -31,19 +32,27 @@ func (b *bench) together() (err error) {
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
 	next := b.grants + 1<<19 // clients that no other measure logs in
-	rounds, host, err := calmest(b, func() (togetherRound, error) { return b.togetherOnce(d, dir, &next) })
+	rounds, host, err := calmest(b, someStolen, func() (togetherRound, error) { return b.togetherOnce(d, dir, &next) })
 	if err != nil {
 		return err
 	}
 	var ratios, alone, among []float64
+	var answers int
 	var done work
 	for _, r := range rounds {
+		if r.answers == 0 {
+			continue
+		}
 		alone, among, ratios = append(alone, r.alone), append(among, r.among), append(ratios, r.among/r.alone)
+		answers += r.answers
 		done.add(r.did)
 	}
+	if ratios == nil {
+		return errors.New("the host took processors away all the while; measure again when it is calmer")
+	}
 	b.report.add("RCPT p99 while all else goes on, against alone", atMost(2.0, 1.3), "%.2f", median(ratios),
-		"%.0f : %.0f µs (%.2f to %.2f); meanwhile %d lines, %d logins, %d lists of all grants to their end, %d scrapes; %s",
-		median(among), median(alone), slices.Min(ratios), slices.Max(ratios), done.lines, done.logins, done.lists, done.scrapes, host)
+		"%.0f : %.0f µs (%.2f to %.2f), of %d answers while the host took nothing; meanwhile %d lines, %d logins, %d lists of all grants to their end, %d scrapes; %s",
+		median(among), median(alone), slices.Min(ratios), slices.Max(ratios), answers, done.lines, done.logins, done.lists, done.scrapes, host)
 	b.report.add("written to the disk for a new grant meanwhile", limit{}, "%.0f B", float64(done.written)/float64(done.logins),
 		"%.1f MB for %d grants, by the kernel's count, whole pages", float64(done.written)/1e6, done.logins)
 	return nil
@@ -51,13 +60,14 @@ func (b *bench) together() (err error) {
 
 type togetherRound struct {
 	alone, among float64 // 99th percentiles in microseconds
+	answers      int     // of which the latter is; 0: the host let too few of either be
 	did          work
 }
 
 // togetherOnce has clients ask alone, then among all else, then alone again.
 func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound, err error) {
-	const alone, among = 2 * time.Second, 12 * time.Second // a million grants are listed in some ten
-	quiet, _, err := b.served(d, alone)
+	const alone, among = 4 * time.Second, 25 * time.Second // a million grants are listed in some 22
+	quiet, err := b.servedCalmly(d, alone)
 	if err != nil {
 		return r, err
 	}
@@ -68,7 +78,7 @@ func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound,
 	ctx, stop := context.WithCancel(b.ctx)
 	defer stop()
 	end := b.keepBusy(ctx, d, dir, next)
-	busy, _, err := b.served(d, among)
+	busy, err := b.servedCalmly(d, among)
 	stop()
 	did, endErr := end()
 	if err = errors.Join(err, endErr, b.settle(d.process)); err != nil {
@@ -79,13 +89,16 @@ func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound,
 		return r, err
 	}
 	did.written = after.minus(before).written
-	again, _, err := b.served(d, alone)
+	again, err := b.servedCalmly(d, alone)
 	if err != nil {
 		return r, err
 	}
 	quiet = append(quiet, again...)
 	slices.Sort(quiet)
-	return togetherRound{percentile(quiet, 99), percentile(busy, 99), did}, nil
+	if min(len(quiet), len(busy)) < fewest {
+		return togetherRound{did: did}, nil
+	}
+	return togetherRound{percentile(quiet, 99), percentile(busy, 99), len(busy), did}, nil
 }
 
 // work is what the daemon was given to do beside its clients.
