@@ -35,7 +35,12 @@ type watch struct {
 	mark    string
 	at      time.Time // of the last reading
 	problem string    // why it failed
+	putOff  int       // passes in a row
 }
+
+// maxPutOff bounds for how many passes a list that is never the same twice can
+// put off the search.
+const maxPutOff = 2
 
 // guardTime bounds how long tables are asked whose an entry is.
 const guardTime = 10 * time.Second

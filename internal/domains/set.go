@@ -208,16 +208,20 @@ type gathering struct {
 // the domains have changed, before anyone looks for danger: whoever decides by
 // the last domains meanwhile would know less than Ask. It is called again when a
 // mailer's danger has changed. pass answers whether a first reading has still to
-// be confirmed.
+// be confirmed, or danger to be looked for.
 func (s *Set) pass(ctx context.Context, tell func()) (open bool) {
 	g, changed, otherwise := s.gather(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
 	if changed {
 		tell()
 	}
-	if s.look(ctx, g.now, otherwise) {
+	changed, putOff := s.look(ctx, g.now, otherwise)
+	if changed {
 		tell()
 	}
-	return g.open
+	return g.open || putOff
 }
 
 // gather reads and publishes. It answers whether the domains have changed, and
@@ -237,7 +241,7 @@ func (s *Set) gather(ctx context.Context) (g *gathering, changed, otherwise bool
 	}
 	s.gatherMTA(g)
 	if ctx.Err() != nil {
-		return &gathering{now: g.now}, false, false // what was cut short is no reading
+		return g, false, false // what was cut short is no reading
 	}
 	maps.DeleteFunc(s.leaves, func(_ string, l *leaf) bool { return !l.used })
 	before := s.view.Load()
@@ -245,15 +249,34 @@ func (s *Set) gather(ctx context.Context) (g *gathering, changed, otherwise bool
 	return g, changed, changed || g.whole != before.whole
 }
 
-// look looks for danger and says whether a mailer's has changed.
-func (s *Set) look(ctx context.Context, now time.Time, otherwise bool) bool {
+// look looks for danger and says whether a mailer's has changed. It puts that
+// off while a list that is known has another text, which counts when it has been
+// read twice: the transport of a domain that is just being added would look like
+// one for strangers' mail.
+func (s *Set) look(ctx context.Context, now time.Time, otherwise bool) (changed, putOff bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	changed := s.guard(ctx, now, otherwise)
+	if w := &s.watch; s.settling() && w.putOff < maxPutOff {
+		w.putOff++
+		return false, true
+	}
+	otherwise = otherwise || s.watch.putOff > 0
+	s.watch.putOff = 0
+	changed = s.guard(ctx, now, otherwise)
 	v := *s.view.Load()
 	v.findings = s.watch.found
 	s.view.Store(&v)
-	return changed
+	return changed, false
+}
+
+// settling says whether a list that is known is being read for the second time.
+func (s *Set) settling() bool {
+	for _, l := range s.leaves {
+		if l.known && !l.since.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 // step brings a leaf up to date and gives its text. Where none is known, the

@@ -343,6 +343,85 @@ func TestADomainThatIsGoneIsToldBeforeDangerIsLookedFor(t *testing.T) {
 	})
 }
 
+// A domain and its transport are entered at once, as an administrator does. The
+// domain counts when it has been read twice; meanwhile its transport must not
+// look like one that carries a stranger's mail, or all that goes through it would
+// be put off, and the new domain's mail refused for good.
+func TestANewDomainWithItsTransportIsNoDanger(t *testing.T) {
+	for name, reload := range map[string]bool{"while popgate runs": false, "with a reload at once": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := site{t, t.TempDir()}
+				o, m := postfixSite(t, d, map[string]string{"postconf -Px": ""})
+				o.LocalMailers = []string{"local", "gw"}
+				conf := func(domains string) {
+					m.say("postconf", "mydestination = "+domains+"\nrelay_domains =\ndefault_transport = smtp\ntransport_maps = hash:"+d.path("transport")+"\n")
+				}
+				conf("a.example")
+				m.say("postmap -s hash:"+d.path("transport"), "a.example\tgw:\n")
+				var s *Set
+				o.OnChange = func(*relay.Domains) {
+					if got := s.Tainted(); len(got) > 0 {
+						t.Errorf("tainted meanwhile: %q", got)
+					}
+				}
+				s = loaded(t, o)
+				ctx, stop := context.WithCancel(t.Context())
+				go s.Run(ctx)
+				time.Sleep(3*settle + settle/2)
+				conf("a.example new.example")
+				m.say("postmap -s hash:"+d.path("transport"), "a.example\tgw:\nnew.example\tgw:\n")
+				d.write("main.cf", "changed\n")
+				d.write("transport.db", "changed\n")
+				if reload {
+					stop()
+					o.Before = s
+					s = loaded(t, o)
+					ctx, stop = context.WithCancel(t.Context())
+					go s.Run(ctx)
+				}
+				defer func() { stop() }()
+				for range 16 {
+					if got := s.Tainted(); len(got) > 0 {
+						t.Errorf("tainted %q", got)
+					}
+					time.Sleep(settle / 4)
+				}
+				want(t, s, relay.DomainFound, "a.example new.example")
+			})
+		})
+	}
+}
+
+// A list that is another at each reading can't put off the search for ever.
+func TestAttackAListThatNeverSettlesHidesNoDanger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := site{t, t.TempDir()}
+		o, m := postfixSite(t, d, map[string]string{"postconf -Px": ""})
+		o.LocalMailers = []string{"local", "gw"}
+		var n atomic.Int32
+		o.Run = func(ctx context.Context, name string, args ...string) ([]byte, error) {
+			if slices.Contains(args, "mydestination") && n.Load() > 0 {
+				return []byte(fmt.Sprintf("mydestination = a.example b%d.example\nrelay_domains =\n", n.Add(1))), nil
+			}
+			return m.run(ctx, name, args...)
+		}
+		m.say("postconf", "mydestination = a.example\nrelay_domains =\ndefault_transport = smtp\ntransport_maps =\n")
+		s := loaded(t, o)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go s.Run(ctx)
+		time.Sleep(3*settle + settle/2)
+		n.Store(1)
+		m.say("postconf", "mydestination = a.example\nrelay_domains =\ndefault_transport = gw:[192.0.2.1]\ntransport_maps =\n")
+		d.write("main.cf", "changed\n")
+		time.Sleep(5 * settle)
+		if got := s.Tainted(); !slices.Equal(got, []string{"gw"}) {
+			t.Errorf("tainted %q, want gw", got)
+		}
+	})
+}
+
 func TestFreshFileIsReadTwiceAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := site{t, t.TempDir()}
