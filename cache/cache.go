@@ -159,8 +159,8 @@ func (s *Store) All() iter.Seq2[relay.Key, relay.Grant] {
 	}
 }
 
-// Some gives every grant as All does, but up to n at a time, which takes less
-// time than one after the other. The slice is used again for the next ones.
+// Some gives every grant as All does, but up to n (at least 1) at a time, which
+// takes less time than one after the other. The slice is used again for the next ones.
 func (s *Store) Some(n int) iter.Seq[[]relay.Grant] {
 	return func(yield func([]relay.Grant) bool) {
 		packed, grants := make([]string, 0, n), make([]relay.Grant, 0, n)

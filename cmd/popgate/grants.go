@@ -58,12 +58,13 @@ func newList(e *env, g *global) *cobra.Command {
 	}
 }
 
-// giveWay has this process run at the lowest priority there is: a list of a
+// giveWay has this process, for the rest of its life, run on one processor,
+// collect early, and wait for the processor behind all others: a list of a
 // million grants is much work, and nobody's mail is to be late for it. Being nice
 // (nice(2)) will not do: those who wake up then still wait for up to 4 ms until
-// it is their turn. Linux has it for each thread by itself; those made later have
-// it from those that make them. Where it can't be had, the list is made all the
-// same.
+// it is their turn. Linux has the priority for each thread by itself; those made
+// later have it from those that make them. Where it can't be had, the list is
+// made all the same.
 func giveWay() {
 	runtime.GOMAXPROCS(1)  // one processor is enough to be in the way of
 	debug.SetGCPercent(20) // nearly all of a list stays until it is printed

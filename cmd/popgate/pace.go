@@ -11,12 +11,12 @@ import (
 // A pace lets long work make way for those who wait for an answer. A processor
 // that is at work is taken away from one thread, when another wakes up, only
 // after some milliseconds; one that sleeps is in nobody's way. So it works for
-// less time than an answer to an MTA takes, and then sleeps: for most of the time
-// while MTAs ask, and for as long as it has worked, or a little more, while none
-// does.
+// less time than an answer to an MTA takes, and then sleeps: for nearly all of the
+// time while MTAs ask, and for some of it while none does.
 type pace struct {
 	work         time.Duration // at least; it is looked at after each small piece
-	among, alone time.Duration // sleeps while MTAs ask and while none does; the kernel adds up to 50 µs
+	among, alone time.Duration // sleeps while MTAs ask and while none does; to wake up takes some 25 µs more
+	nap          *napper
 	answered     func() uint64 // how many answers MTAs were given; nil: that doesn't matter
 	until        time.Time     // when making way ends, if it does
 
@@ -25,18 +25,17 @@ type pace struct {
 	last    time.Time // when there was one more of them
 }
 
-// calm is how long no MTA must have asked to count as asking no more: one that
-// asks ten times a second does.
+// calm is for how long no MTA must have been answered to count as asking no more.
 const calm = 100 * time.Millisecond
 
 // leisurely is for what nobody waits for but him who asked for much.
 func leisurely(answered func() uint64) *pace {
-	return &pace{work: 25 * time.Microsecond, among: 800 * time.Microsecond, alone: 50 * time.Microsecond, answered: answered}
+	return &pace{work: 25 * time.Microsecond, among: 800 * time.Microsecond, alone: 50 * time.Microsecond, nap: &listNap, answered: answered}
 }
 
 // brisk is for what is wanted soon: it makes way for a second.
 func brisk() *pace {
-	return &pace{work: 50 * time.Microsecond, among: 50 * time.Microsecond, until: time.Now().Add(time.Second)}
+	return &pace{work: 50 * time.Microsecond, among: 50 * time.Microsecond, nap: &statusNap, until: time.Now().Add(time.Second)}
 }
 
 // rest is called after each small piece of work.
@@ -45,7 +44,7 @@ func (p *pace) rest() {
 	if now.Sub(p.began) < p.work || !p.until.IsZero() && now.After(p.until) {
 		return
 	}
-	nap.take(p.sleep(now))
+	p.nap.take(p.sleep(now))
 	p.began = time.Now()
 }
 
@@ -70,7 +69,8 @@ func (p *pace) sleep(now time.Time) time.Duration {
 // One takes a nap at a time, so several lists together work no more than one does.
 type napper struct {
 	mu    sync.Mutex
-	clock func() (*clock, error) // made when it is first needed
+	make  func() (*clock, error)
+	clock *clock // made when it is first needed
 }
 
 type clock struct {
@@ -78,7 +78,8 @@ type clock struct {
 	file *os.File // of the same: it is waited for with others of the runtime's
 }
 
-var nap = napper{clock: sync.OnceValues(newClock)}
+// A status waits for no list.
+var listNap, statusNap = napper{make: newClock}, napper{make: newClock}
 
 func newClock() (*clock, error) {
 	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
@@ -89,13 +90,19 @@ func newClock() (*clock, error) {
 }
 
 func (n *napper) take(d time.Duration) {
+	if d <= 0 { // which would stop the clock
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c, err := n.clock()
-	if err == nil {
-		err = c.wait(d)
+	var err error
+	if n.clock == nil {
+		n.clock, err = n.make()
 	}
-	if err != nil { // there are no more descriptors
+	if err == nil {
+		err = n.clock.wait(d)
+	}
+	if err != nil { // no descriptor is left, say: the next nap tries again
 		time.Sleep(d)
 	}
 }

@@ -69,14 +69,33 @@ func TestPaceEndsWhereSomebodyWaits(t *testing.T) {
 }
 
 func TestANapIsAsLongAsAskedForEvenWithoutAClock(t *testing.T) {
-	none := napper{clock: func() (*clock, error) { return nil, errors.New("no more descriptors") }}
-	for name, n := range map[string]*napper{"clock": &nap, "none": &none} {
-		for _, d := range []time.Duration{time.Microsecond, 300 * time.Microsecond, 2 * time.Millisecond} {
+	none := napper{make: func() (*clock, error) { return nil, errors.New("no descriptor is left") }}
+	for name, n := range map[string]*napper{"clock": &listNap, "none": &none} {
+		for _, d := range []time.Duration{-1, 0, time.Microsecond, 300 * time.Microsecond, 2 * time.Millisecond} {
 			began := time.Now()
 			n.take(d)
 			if took := time.Since(began); took < d {
 				t.Errorf("%s: a nap of %v took %v", name, d, took)
 			}
 		}
+	}
+}
+
+func TestANapFindsAClockOnceThereIsOne(t *testing.T) {
+	tries := 0
+	n := napper{make: func() (*clock, error) {
+		if tries++; tries == 1 {
+			return nil, errors.New("no descriptor is left")
+		}
+		return newClock()
+	}}
+	for range 3 {
+		n.take(time.Microsecond)
+	}
+	if n.clock == nil || tries != 2 {
+		t.Errorf("%d tries, clock %v", tries, n.clock)
+	}
+	if err := n.clock.file.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -10,9 +10,9 @@ import (
 // keptLife is how old what the runtime and the kernel tell of the process may
 // be. Half of a scrape's time goes into that (most of it into files of /proc
 // that hold far more), and it is taken from RCPT.
-const keptLife = time.Second
+const keptLife = 900 * time.Millisecond
 
-// kept is a collector that is asked at most once in keptLife.
+// kept is a collector that is asked once in keptLife at most.
 type kept struct {
 	of prometheus.Collector
 
@@ -35,6 +35,7 @@ func (k *kept) metrics() []prometheus.Metric {
 	if !k.at.IsZero() && time.Since(k.at) < keptLife {
 		return k.last
 	}
+	k.at = time.Now()
 	from := make(chan prometheus.Metric)
 	go func() {
 		defer close(from)
@@ -44,6 +45,6 @@ func (k *kept) metrics() []prometheus.Metric {
 	for m := range from {
 		fresh = append(fresh, m)
 	}
-	k.at, k.last = time.Now(), fresh
+	k.last = fresh
 	return fresh
 }

@@ -3,6 +3,7 @@ package metrics
 import (
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +35,30 @@ func busy() Snapshot {
 		s.Doors[name] = Door{Ended: map[string]uint64{"capped": 1, "denied": 2, "bad_packets": 3, "unsent": 4, "timeouts": 5, "panics": 0, "accept_errors": 0}}
 	}
 	return s
+}
+
+// What the kernel tells of the process costs half of a scrape, unless it is kept.
+func TestAScrapeReadsTheProcessOnceASecond(t *testing.T) {
+	h := handler(Options{Snapshot: busy})
+	spent := func() string {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+		for line := range strings.Lines(w.Body.String()) {
+			if strings.HasPrefix(line, "go_memstats_alloc_bytes_total ") {
+				return line
+			}
+		}
+		t.Fatalf("no such metric in %d %s", w.Code, w.Body)
+		return ""
+	}
+	first := spent()
+	if again := spent(); again != first {
+		t.Errorf("%s then at once %s", first, again)
+	}
+	time.Sleep(keptLife)
+	if later := spent(); later == first {
+		t.Errorf("still %s after %v", first, keptLife)
+	}
 }
 
 func BenchmarkScrape(b *testing.B) {
