@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -20,22 +21,24 @@ const (
 	moreRounds   = 4     // at most so many times as many as asked for
 )
 
-// window is how long at least nothing may have been taken: the kernel counts it
-// in hundredths of a second and may tell of the last one a little later.
+// window is in what pieces time is looked at. The kernel counts what was taken in
+// hundredths of a second, and may tell of it a window later.
 const window = 200 * time.Millisecond
 
 // watchHost looks at each window's end whether the host has taken anything. The
-// function it gives tells of an answer, once all are there, whether it fell into
-// windows in which the host hasn't.
+// function it gives tells of an answer, once all are there, whether the host has
+// taken nothing in the windows into which it fell, nor in the one behind them.
 func watchHost(began time.Time) (calm func(asked) bool) {
 	var mu sync.Mutex
 	var stolen []float64 // at each window's end
 	look := func() {
-		if now, err := machineTime(); err == nil {
-			mu.Lock()
-			stolen = append(stolen, now.stolen)
-			mu.Unlock()
+		now, err := machineTime()
+		if err != nil {
+			now.stolen = math.NaN() // which equals nothing
 		}
+		mu.Lock()
+		stolen = append(stolen, now.stolen)
+		mu.Unlock()
 	}
 	look()
 	go func() {
@@ -47,7 +50,7 @@ func watchHost(began time.Time) (calm func(asked) bool) {
 	return func(a asked) bool {
 		mu.Lock()
 		defer mu.Unlock()
-		first, last := int(a.at/window), int((a.at+a.took)/window)+1
+		first, last := int(a.at/window), int((a.at+a.took)/window)+2
 		return last < len(stolen) && stolen[first] == stolen[last]
 	}
 }

@@ -20,16 +20,7 @@ import (
 // a process of its own, as an MTA is: what this one does meanwhile to keep the
 // daemon busy must not keep the answers from being noticed.
 func (b *bench) served(d *daemon, during time.Duration) (each []time.Duration, peak float64, err error) {
-	own, err := os.Executable()
-	if err != nil {
-		return nil, 0, err
-	}
-	cmd := exec.CommandContext(b.ctx, own, askWord, d.socket, strconv.Itoa(b.grants), during.String())
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
+	cmd, out, err := b.startAsking(d, during, allTimes)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -37,16 +28,16 @@ func (b *bench) served(d *daemon, during time.Duration) (each []time.Duration, p
 		now, memoryErr := d.memory()
 		peak, err = max(peak, now), errors.Join(err, memoryErr)
 	}
-	each, waitErr := times(cmd, out)
+	each, _, waitErr := times(cmd, out)
 	return each, peak, errors.Join(err, waitErr)
 }
 
 // servedCalmly gives only the times of answers while the machine's host took
-// none of it away, which can be few.
-func (b *bench) servedCalmly(d *daemon, during time.Duration) ([]time.Duration, error) {
+// none of it away, which can be few, and how many there were in all.
+func (b *bench) servedCalmly(d *daemon, during time.Duration) (each []time.Duration, all int, err error) {
 	cmd, out, err := b.startAsking(d, during, calmTimes)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	return times(cmd, out)
 }
@@ -65,17 +56,22 @@ func (b *bench) startAsking(d *daemon, during time.Duration, which string) (*exe
 	return cmd, out, err
 }
 
-// times reads what a process that asks has written.
-func times(cmd *exec.Cmd, from io.Reader) (each []time.Duration, err error) {
+// times reads what a process that asks has written: how many answers it had, and
+// the times it gives.
+func times(cmd *exec.Cmd, from io.Reader) (each []time.Duration, all int, err error) {
 	text, readErr := io.ReadAll(from)
 	if err = errors.Join(readErr, cmd.Wait()); err != nil {
-		return nil, fmt.Errorf("who asks: %w", err)
+		return nil, 0, fmt.Errorf("who asks: %w", err)
 	}
 	for ; len(text) >= 8; text = text[8:] {
 		each = append(each, time.Duration(binary.LittleEndian.Uint64(text)))
 	}
+	if len(each) == 0 {
+		return nil, 0, errors.New("who asks: it has not said how many answers it had")
+	}
+	all, each = int(each[0]), each[1:]
 	slices.Sort(each)
-	return each, nil
+	return each, all, nil
 }
 
 const (
@@ -90,7 +86,8 @@ const (
 // asked is an answer by when it was asked for and how long it took.
 type asked struct{ at, took time.Duration }
 
-// ask is that process: it writes each time, in nanoseconds, when it is done.
+// ask is that process: when it is done it writes how many answers it had, and
+// each time in nanoseconds.
 func ask(args []string) error {
 	if len(args) != 4 {
 		return errors.New("needs a socket, the number of grants, for how long and which times")
@@ -122,9 +119,12 @@ func ask(args []string) error {
 		return err
 	}
 	out := bufio.NewWriter(os.Stdout)
-	for _, a := range slices.Concat(results...) {
+	number := func(n int) { _, _ = out.Write(binary.LittleEndian.AppendUint64(nil, uint64(n))) } // Flush tells
+	answers := slices.Concat(results...)
+	number(len(answers))
+	for _, a := range answers {
 		if calm(a) {
-			_, _ = out.Write(binary.LittleEndian.AppendUint64(nil, uint64(a.took))) // Flush tells
+			number(int(a.took))
 		}
 	}
 	return out.Flush()

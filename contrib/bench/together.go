@@ -36,38 +36,37 @@ func (b *bench) together() (err error) {
 	if err != nil {
 		return err
 	}
-	var ratios, alone, among []float64
-	var answers int
+	var ratios, alone, among, keptAlone, keptAmong []float64
 	var done work
 	for _, r := range rounds {
-		if r.answers == 0 {
+		if r.keptAmong == 0 {
 			continue
 		}
 		alone, among, ratios = append(alone, r.alone), append(among, r.among), append(ratios, r.among/r.alone)
-		answers += r.answers
+		keptAlone, keptAmong = append(keptAlone, r.keptAlone), append(keptAmong, r.keptAmong)
 		done.add(r.did)
 	}
 	if ratios == nil {
 		return errors.New("the host took processors away all the while; measure again when it is calmer")
 	}
 	b.report.add("RCPT p99 while all else goes on, against alone", atMost(2.0, 1.3), "%.2f", median(ratios),
-		"%.0f : %.0f µs (%.2f to %.2f), of %d answers while the host took nothing; meanwhile %d lines, %d logins, %d lists of all grants to their end, %d scrapes; %s",
-		median(among), median(alone), slices.Min(ratios), slices.Max(ratios), answers, done.lines, done.logins, done.lists, done.scrapes, host)
+		"%.0f : %.0f µs (%.2f to %.2f in %d rounds), of %.0f : %.0f %% of the answers, while the host took nothing; meanwhile %d lines, %d logins, %d lists of all grants to their end, %d scrapes; %s",
+		median(among), median(alone), slices.Min(ratios), slices.Max(ratios), len(ratios), 100*median(keptAmong), 100*median(keptAlone), done.lines, done.logins, done.lists, done.scrapes, host)
 	b.report.add("written to the disk for a new grant meanwhile", limit{}, "%.0f B", float64(done.written)/float64(done.logins),
 		"%.1f MB for %d grants, by the kernel's count, whole pages", float64(done.written)/1e6, done.logins)
 	return nil
 }
 
 type togetherRound struct {
-	alone, among float64 // 99th percentiles in microseconds
-	answers      int     // of which the latter is; 0: the host let too few of either be
-	did          work
+	alone, among         float64 // 99th percentiles in microseconds
+	keptAlone, keptAmong float64 // shares of the answers that they are of; 0: the host left too few
+	did                  work
 }
 
 // togetherOnce has clients ask alone, then among all else, then alone again.
 func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound, err error) {
 	const alone, among = 4 * time.Second, 25 * time.Second // a million grants are listed in some 22
-	quiet, err := b.servedCalmly(d, alone)
+	quiet, quietAll, err := b.servedCalmly(d, alone)
 	if err != nil {
 		return r, err
 	}
@@ -78,7 +77,7 @@ func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound,
 	ctx, stop := context.WithCancel(b.ctx)
 	defer stop()
 	end := b.keepBusy(ctx, d, dir, next)
-	busy, err := b.servedCalmly(d, among)
+	busy, busyAll, err := b.servedCalmly(d, among)
 	stop()
 	did, endErr := end()
 	if err = errors.Join(err, endErr, b.settle(d.process)); err != nil {
@@ -89,16 +88,17 @@ func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound,
 		return r, err
 	}
 	did.written = after.minus(before).written
-	again, err := b.servedCalmly(d, alone)
+	again, againAll, err := b.servedCalmly(d, alone)
 	if err != nil {
 		return r, err
 	}
-	quiet = append(quiet, again...)
+	quiet, quietAll = append(quiet, again...), quietAll+againAll
 	slices.Sort(quiet)
 	if min(len(quiet), len(busy)) < fewest {
 		return togetherRound{did: did}, nil
 	}
-	return togetherRound{percentile(quiet, 99), percentile(busy, 99), len(busy), did}, nil
+	return togetherRound{alone: percentile(quiet, 99), among: percentile(busy, 99), did: did,
+		keptAlone: float64(len(quiet)) / float64(quietAll), keptAmong: float64(len(busy)) / float64(busyAll)}, nil
 }
 
 // work is what the daemon was given to do beside its clients.
