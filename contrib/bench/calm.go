@@ -57,8 +57,9 @@ func watchHost(began time.Time) (calm func(asked) bool) {
 
 // calmest does a round until it has been done b.rounds times, not counting the
 // first with its cold caches, while the host took no more than little, and gives what came of
-// the calmest of them. How calm they were is put in words.
-func calmest[T any](b *bench, little float64, round func() (T, error)) (results []T, host string, err error) {
+// the calmest of them. How calm they were is put in words. Each is told when it is done: a host
+// can be busy for so long that the rest is not waited for.
+func calmest[T fmt.Stringer](b *bench, little float64, round func() (T, error)) (results []T, host string, err error) {
 	type done struct {
 		result T
 		stolen float64
@@ -79,9 +80,11 @@ func calmest[T any](b *bench, little float64, round func() (T, error)) (results 
 		}
 		one := done{result, after.stolenSince(before)}
 		if all == nil {
-			all = []done{} // the next one counts
+			progress("with cold caches, not counted: %v; the host took %.1f %%", result, 100*one.stolen)
+			all = []done{}
 			continue
 		}
+		progress("round %d: %v; the host took %.1f %%", len(all)+1, result, 100*one.stolen)
 		if all = append(all, one); one.stolen <= little {
 			calm++
 		}

@@ -91,6 +91,10 @@ func (b *bench) login() (err error) {
 // loginRound is what a round of b.lines logins took, and as many lines of tail.
 type loginRound struct{ ours, theirs, bare, plain []time.Duration }
 
+func (r loginRound) String() string {
+	return fmt.Sprintf("p50 %.0f µs, tail -F %.0f", percentile(r.ours, 50), percentile(r.theirs, 50))
+}
+
 // pause lets a few milliseconds pass before a line, so that what waits for it
 // waits by then, and so that lines come at no rhythm. A pause too short makes
 // the figure worse, not better.

@@ -63,6 +63,14 @@ type togetherRound struct {
 	did                  work
 }
 
+func (r togetherRound) String() string {
+	if r.keptAmong == 0 {
+		return "too few answers while the host took nothing"
+	}
+	return fmt.Sprintf("%.2f, %.0f : %.0f µs of %.0f : %.0f %% of the answers, %d lists to their end",
+		r.among/r.alone, r.among, r.alone, 100*r.keptAmong, 100*r.keptAlone, r.did.lists)
+}
+
 // togetherOnce has clients ask alone, then among all else, then alone again.
 func (b *bench) togetherOnce(d *daemon, dir string, next *int) (r togetherRound, err error) {
 	const alone, among = 4 * time.Second, 25 * time.Second // a million grants are listed in some 22
