@@ -18,7 +18,8 @@ const firstBuffer = 512 // holds the packets of one command of either MTA
 // conn is one connection of an MTA's: the packets it has sent, checked before
 // anybody sees them, and what is known from them. It belongs to the worker that
 // answers its packet, and between packets to whoever waits for the next one;
-// only ended and phase are everybody's.
+// only ended and phase are everybody's. A judge that waits may have somebody else
+// answer meanwhile, see Passes.
 type conn struct {
 	listener *listener
 	loop     *loop         // that waits for its packets; nil: wire does
@@ -30,6 +31,7 @@ type conn struct {
 	phase    atomic.Uint64 // what it is doing and since which tick, see phase
 	ended    atomic.Bool   // nothing more is read or written
 	last     bool          // the packet being answered is the last one
+	passed   bool          // the recipient being answered has been told so already
 	worker   *worker       // that answers its packet, or answered the last one
 
 	buf        []byte // nil while nothing is in it
@@ -281,6 +283,14 @@ func (c *conn) bad() bool {
 
 // Blocks is told by the judge that the answer will take time.
 func (c *conn) Blocks() { c.loop.stepAside(c.worker) }
+
+// Passes is told while the judge waits that the answer will be to pass, by a
+// goroutine other than the worker's. The judge sees to it that it has returned
+// before he does, and that it has been called only when he passes.
+func (c *conn) Passes() {
+	c.passed = true
+	c.send(proceed)
+}
 
 // panicked ends the connection after the packet that is being answered.
 func (c *conn) panicked(v any) {

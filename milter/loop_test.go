@@ -256,6 +256,94 @@ func TestNobodyQueuesBehindAJudgeThatSaysHeWaits(t *testing.T) {
 	})
 }
 
+// ahead is a judge who waits for what is let, and by whom each connection that
+// waits can be answered meanwhile.
+func ahead() (w *witness, waiting chan relay.Asker, let chan relay.Decision) {
+	waiting, let = make(chan relay.Asker), make(chan relay.Decision)
+	w = &witness{decide: func(_ context.Context, q *relay.Query) relay.Decision {
+		if q.Rcpt == "plain@l" {
+			return refused
+		}
+		q.Waits.Block()
+		waiting <- q.Waits.Asker
+		d := <-let
+		if q.Rcpt == "boom@c" {
+			panic("a fault of ours")
+		}
+		return d
+	}}
+	return w, waiting, let
+}
+
+// Who brings what a judge waits for can answer at once. The judge's own answer is
+// then the same one, and no second.
+func TestAnAnswerAheadOfTheJudgeIsTheOnlyOne(t *testing.T) {
+	doors(t, func(t *testing.T, network string, loops int) {
+		w, waiting, let := ahead()
+		d := serve(t, network, w, Options{Loops: loops})
+		m := begun(t, d, client4)
+		for range 20 {
+			m.send(rcpt("<late@c>"), rcpt("<plain@l>"))
+			(<-waiting).Passes()
+			if got := m.reply(); got != "c" {
+				t.Fatalf("%q while the judge still waits", got)
+			}
+			let <- passed
+			m.want("y550 ") // of the next recipient
+			m.send(rcpt("<late@c>"))
+			<-waiting
+			let <- refused
+			m.want("y550 ") // nothing is left of the answer before
+		}
+	})
+}
+
+func TestAPanicBehindAnAnswerGivesNoSecondOne(t *testing.T) {
+	w, waiting, let := ahead()
+	d := serve(t, "unix", w, Options{})
+	m := begun(t, d, client4)
+	m.send(rcpt("<boom@c>"), rcpt("<plain@l>"))
+	(<-waiting).Passes()
+	m.want("c")
+	let <- passed
+	m.ended()
+	d.until(t, "counted", func(s Stats) bool { return s.Panics == 1 && s.Open == 0 })
+}
+
+// An answer ahead of the judge for which the socket has no room is kept.
+func TestAnAnswerAheadOfTheJudgeIsSentToOneWhoReadsLate(t *testing.T) {
+	w, waiting, let := ahead()
+	m := begun(t, serve(t, "unix", w, Options{}), client4)
+	for range 3 {
+		m.send(rcpt("<late@c>"), rcpt("<plain@l>"))
+		a := <-waiting
+		n := 0
+		for err := error(nil); err == nil; n++ {
+			_, err = syscall.Write(int(a.(*conn).fd), proceed)
+		}
+		a.Passes()
+		let <- passed
+		time.Sleep(5 * time.Millisecond)
+		for range n { // one of them was not written, and one was kept
+			m.want("c")
+		}
+		m.want("y550 ")
+	}
+}
+
+// An MTA that has gone leaves nothing behind when it is answered.
+func TestAnAnswerAheadOfTheJudgeToOneWhoHasGone(t *testing.T) {
+	w, waiting, let := ahead()
+	d := serve(t, "unix", w, Options{})
+	m := begun(t, d, client4)
+	m.send(rcpt("<late@c>"))
+	a := <-waiting
+	m.conn.Close()
+	a.Passes()
+	let <- passed
+	d.until(t, "closed", func(s Stats) bool { return s.Open == 0 && s.Unsent == 1 })
+}
+
 func TestPanicAfterWaitingCostsOneConnection(t *testing.T) {
 	w := &witness{decide: func(_ context.Context, q *relay.Query) relay.Decision {
 		if q.Rcpt == "boom@c" {

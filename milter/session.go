@@ -91,9 +91,12 @@ func (s *session) RcptTo(rcpt string, _ *gomilter.Modifier) (gomilter.Response, 
 			// the MTA does the same with all that follow when it finds the
 			// connection closed.
 			s.conn.panicked(v)
-			s.conn.send(later)
+			if !s.conn.passed {
+				s.conn.send(later)
+			}
 		}
 	}()
+	s.conn.passed = false
 	q := &s.query
 	q.Door, q.Waits = "milter", &s.waits
 	s.fillRecipient(rcpt)
@@ -101,7 +104,10 @@ func (s *session) RcptTo(rcpt string, _ *gomilter.Modifier) (gomilter.Response, 
 	d := l.server.judge.Judge(l.judging, q)
 	// A connection that waits needn't hold on to them.
 	q.Rcpt, q.Mailer, q.Host, q.Addr, q.AuthType, q.AuthUser = "", "", "", "", "", ""
-	if d.Verdict == relay.Pass {
+	switch {
+	case s.conn.passed:
+		return nil, nil
+	case d.Verdict == relay.Pass:
 		return s.answer(proceed)
 	}
 	return s.answer(s.refusal.refuse(l.server.judge, d, q.ClientAddress()))

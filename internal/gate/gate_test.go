@@ -24,11 +24,15 @@ type facts struct {
 	err    error
 	full   bool
 	barred bool
+	fault  bool // the next look-up panics
 }
 
 func (f *facts) Lookup(k relay.Key) (relay.Grant, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.fault {
+		panic("a fault of ours")
+	}
 	return f.grants[k], f.err
 }
 
@@ -53,7 +57,10 @@ func setup() (*Gate, *facts, *relay.Rules) {
 
 func (f *facts) grant(g *Gate, client netip.Addr) {
 	now := g.now()
-	gr := relay.Grant{Client: client, Prefix: 32, Login: now.Wall, Expires: now.Wall.Add(30 * time.Minute), Deadline: now.Mono + 30*time.Minute}
+	f.give(g, relay.Grant{Client: client, Prefix: 32, Login: now.Wall, Expires: now.Wall.Add(30 * time.Minute), Deadline: now.Mono + 30*time.Minute})
+}
+
+func (f *facts) give(g *Gate, gr relay.Grant) {
 	f.mu.Lock()
 	f.grants[gr.Key()] = gr
 	f.mu.Unlock()

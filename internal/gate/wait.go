@@ -28,7 +28,14 @@ type waiting struct {
 	n      int
 }
 
-type waiter struct{ woken chan struct{} }
+type waiter struct {
+	woken chan struct{}
+	// pass answers the client if he may pass by now, and says whether he may. It is
+	// called with the lock held. nil: nothing can be answered for him.
+	pass   func(*relay.Facts) bool
+	facts  relay.Facts // what pass is asked about
+	passed bool        // what it said
+}
 
 func (w *waiting) init() {
 	w.byKey = map[relay.Key][]*waiter{}
@@ -50,33 +57,56 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 	}
 	q.Waits.Transaction = true
 	q.Waits.Count++
+	failedUntil := time.Duration(0)
+	defer func() { g.waiting.leave(key, f.Client, w, failedUntil) }()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	for {
+	for over := false; ; {
 		// Register first, look up then: a login between the first look-up and
 		// the registration is found here.
 		f.Now = g.now()
 		g.lookup(r, f)
-		if d := relay.Decide(f); d.Verdict != relay.Refuse {
-			g.waiting.leave(key, f.Client, w, 0)
+		d := relay.Decide(f)
+		if over && d.Verdict == relay.Refuse {
+			failedUntil = f.Now.Mono + shortWaitFor
+		}
+		if over || d.Verdict != relay.Refuse {
 			return true
 		}
 		q.Waits.Block()
+		g.waiting.offer(w, f, g.passes(r, q))
 		select {
 		case <-w.woken:
-			continue
 		case <-timer.C:
+			over = true
 		case <-ctx.Done():
 			// The wait was cut short, so nobody knows what it would have brought.
-			f.Busy = true
+			over, f.Busy = true, true
 		}
+		if g.waiting.passed(w, f) {
+			return true
+		}
+	}
+}
+
+// passes lets whoever brings a login answer the client that waits for it. To wake
+// the goroutine that waits, and for it to find a processor, takes longer than all
+// else from the line to the answer. nil: the door has no use for it.
+func (g *Gate) passes(r *relay.Rules, q *relay.Query) func(*relay.Facts) bool {
+	if q.Waits.Asker == nil {
+		return nil
+	}
+	return func(f *relay.Facts) (may bool) {
+		// A panic here would be the log reader's. The goroutine that waits will
+		// do the same once more, in the place where a panic costs one connection.
+		defer func() { _ = recover() }()
 		f.Now = g.now()
 		g.lookup(r, f)
-		until := time.Duration(0)
-		if relay.Decide(f).Verdict == relay.Refuse {
-			until = f.Now.Mono + shortWaitFor
+		if relay.Decide(f).Verdict != relay.Pass {
+			return false
 		}
-		g.waiting.leave(key, f.Client, w, until)
+		may = true // whatever becomes of the answer: there is no other
+		q.Waits.Asker.Passes()
 		return true
 	}
 }
@@ -105,6 +135,25 @@ func (w *waiting) enter(key relay.Key, client netip.Addr, r *relay.Rules, now re
 	w.client[client] = true
 	w.n++
 	return p, patience
+}
+
+// offer has whoever brings the client's login answer by pass, until passed is
+// called.
+func (w *waiting) offer(p *waiter, f *relay.Facts, pass func(*relay.Facts) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	p.facts, p.pass = *f, pass
+}
+
+// passed says whether the client was answered meanwhile, and by which facts. From
+// now on he can't be.
+func (w *waiting) passed(p *waiter, f *relay.Facts) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p.pass = nil; p.passed {
+		*f = p.facts
+	}
+	return p.passed
 }
 
 func (w *waiting) forget(now relay.Now) {
@@ -138,7 +187,7 @@ func (w *waiting) leave(key relay.Key, client netip.Addr, p *waiter, failedUntil
 }
 
 // Follow wakes those who wait for what a batch brings, and says whether there were
-// any. It never blocks.
+// any. It never blocks, but for as long as it takes to send an answer.
 func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	for i := range b.Changes {
 		if c := &b.Changes[i]; c.Kind == relay.ChangeGrant {
@@ -151,7 +200,12 @@ func (g *Gate) Follow(b relay.Batch) (woken bool) {
 func (w *waiting) wake(key relay.Key) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, p := range w.byKey[key] {
+	for i, p := range w.byKey[key] {
+		// Only the first, or the log would be read late where many wait under one
+		// key. The others have been asked to look by themselves.
+		if i == 0 && p.pass != nil {
+			p.passed, p.pass = p.pass(&p.facts), nil
+		}
 		select {
 		case p.woken <- struct{}{}:
 		default:

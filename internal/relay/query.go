@@ -33,9 +33,17 @@ type Waits struct {
 	Asker       Asker // nil: nobody minds how long an answer takes
 }
 
-// Asker is a door's connection that has others to answer meanwhile. It is told
-// before an answer has to wait, for whatever it is, by the goroutine that waits.
-type Asker interface{ Blocks() }
+// Asker is a door's connection that can do something about an answer that has to
+// wait.
+type Asker interface {
+	// Blocks is told before an answer has to wait, for whatever it is, by the
+	// goroutine that waits: there may be others to answer meanwhile.
+	Blocks()
+	// Passes is told once the answer that waits is known to be Pass, by whoever
+	// brought that about and before the goroutine that waits has noticed. To tell
+	// the MTA here saves the time until then. It must not block.
+	Passes()
+}
 
 // Block tells the door that an answer is about to wait. It may be called more
 // than once for one answer.
