@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,6 +60,48 @@ func TestAListGivesWayWithAllItsThreads(t *testing.T) {
 		fields := strings.Fields(rest)
 		if policy, err := strconv.Atoi(fields[38]); err != nil || policy != unix.SCHED_IDLE { // the 41st field, proc_pid_stat(5)
 			t.Errorf("%s: %s", name, b)
+		}
+	}
+}
+
+// A list gives way once it proves long, in either form, and a short one doesn't.
+func TestOnlyALongListGivesWay(t *testing.T) {
+	s := newSite(t)
+	grants := 0
+	login := func(more int) {
+		f, err := os.OpenFile(filepath.Join(s.dir, "mail.log"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for range more {
+			fmt.Fprintf(f, "%s mx1 dovecot: imap-login: Login: user=<u%d>, method=PLAIN, rip=198.51.%d.%d, lip=192.0.2.1, mpid=4711, TLS, session=<s%d>\n",
+				time.Now().Format(time.RFC3339), grants, grants>>8, grants&255, grants)
+			grants++
+		}
+	}
+	listed := func(args ...string) (gaveWay int) {
+		var out, errs bytes.Buffer
+		e := s.env(&out, &errs)
+		e.giveWay = func() { gaveWay++ }
+		if code := run(t.Context(), append(args, "-c", s.config), e); code != 0 {
+			t.Errorf("popgate %s: exit %d\n%s", strings.Join(args, " "), code, errs.String())
+		}
+		if n := strings.Count(out.String(), "198.51."); n != grants {
+			t.Errorf("popgate %s: %d grants, want %d", strings.Join(args, " "), n, grants)
+		}
+		return gaveWay
+	}
+	login(100)
+	s.start()
+	if n := listed("list") + listed("list", "--json"); n != 0 {
+		t.Errorf("short lists gave way %d times", n)
+	}
+	login(10_000)
+	s.until("all logins count", func() bool { return strings.Contains(s.must("status", "--json"), `"grants":10100`) })
+	for _, args := range [][]string{{"list"}, {"list", "--json"}} {
+		if n := listed(args...); n != 1 {
+			t.Errorf("popgate %s gave way %d times", strings.Join(args, " "), n)
 		}
 	}
 }

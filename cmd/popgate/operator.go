@@ -68,8 +68,12 @@ func (o *operator) revoked(client netip.Addr) string {
 	return ""
 }
 
-func (o *operator) Grants() iter.Seq[relay.Grant] {
-	return o.ledger.Live(leisurely(o.gate.Answered).rest)
+func (o *operator) Grants(ctx context.Context) iter.Seq[relay.Grant] {
+	pace := leisurely(o.gate.Answered)
+	return o.ledger.Live(func() bool {
+		pace.rest()
+		return ctx.Err() == nil
+	})
 }
 
 func (o *operator) Show(client netip.Addr) (relay.Grant, bool) {
@@ -164,7 +168,8 @@ func (o *operator) Status() control.Status {
 		Events: d.sources.counts(), Domains: d.sites.current().Len(), Tables: d.ledger.Sizes(),
 		Store: control.Store{Kind: cfg.Store, Dir: cfg.StateDir}, Decisions: []control.Decisions{},
 	}
-	for range d.ledger.Live(brisk().rest) {
+	pace := brisk()
+	for range d.ledger.Live(func() bool { pace.rest(); return true }) {
 		st.Grants++
 	}
 	for _, l := range d.listeners {

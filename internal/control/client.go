@@ -35,16 +35,23 @@ type Client struct {
 	// this process. Nil: nothing is.
 	Much func()
 
-	path string
-	http http.Client
+	path     string
+	http     http.Client
+	patience time.Duration // with a list of which nothing comes
 }
+
+// patience is more than a list among MTAs takes to fill the daemon's buffer,
+// though it pass over grants that have ended.
+const patience = 2 * time.Minute
 
 // NewClient makes a client of the control socket at the path.
 func NewClient(path string) *Client {
-	c := &Client{path: path}
+	c := &Client{path: path, patience: patience}
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true,
 		ReadBufferSize:    64 << 10, // a list may be long
+		// The daemon gives up an answer after writeTimeout.
+		ResponseHeaderTimeout: writeTimeout + 10*time.Second,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
 			if err != nil {
@@ -87,6 +94,20 @@ func (h *hasty) Write(p []byte) (int, error) {
 func (h *hasty) Close() error {
 	defer h.ask()
 	return h.Conn.Close()
+}
+
+// heard tells whenever something has been read.
+type heard struct {
+	io.Reader
+	something func()
+}
+
+func (h *heard) Read(p []byte) (int, error) {
+	n, err := h.Reader.Read(p)
+	if n > 0 {
+		h.something()
+	}
+	return n, err
 }
 
 // Ask asks what the daemon would answer now.
@@ -136,13 +157,20 @@ func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 // 300 bytes each; a list that broke off, or holds what is no grant, is an error
 // before the first.
 func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	resp, err := c.send(ctx, "GET", "/list", nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	all, err := readList(resp.Body, c.Much)
+	silent := time.AfterFunc(c.patience, func() { cancel(fmt.Errorf("nothing came for %v", c.patience)) })
+	defer silent.Stop()
+	all, err := readList(&heard{resp.Body, func() { silent.Reset(c.patience) }}, c.Much)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("the list broke off: %w", context.Cause(ctx))
+		}
 		return fmt.Errorf("control socket %s: %w", c.path, err)
 	}
 	for i := range all {

@@ -41,7 +41,7 @@ func (c *calm) Ask(_ context.Context, q AskRequest) (AskAnswer, error) {
 	c.asked = q
 	return AskAnswer{Verdict: "pass", Reason: "grant", Client: q.Client, Rcpt: q.Rcpt, Recipient: "foreign"}, c.fail
 }
-func (c *calm) Grants() iter.Seq[relay.Grant] { return slices.Values(c.grants) }
+func (c *calm) Grants(context.Context) iter.Seq[relay.Grant] { return slices.Values(c.grants) }
 func (c *calm) Show(a netip.Addr) (relay.Grant, bool) {
 	for _, g := range c.grants {
 		if g.Client == a {
@@ -335,12 +335,12 @@ func TestAListIsInOrderOfExpiryThenOfAddress(t *testing.T) {
 // buffer without a rest, so that what has been written ends with a line.
 type endless struct{ calm }
 
-func (*endless) Grants() iter.Seq[relay.Grant] {
+func (*endless) Grants(ctx context.Context) iter.Seq[relay.Grant] {
 	return func(yield func(relay.Grant) bool) {
 		g := bob
 		g.Note = "x"
 		g.Note += strings.Repeat("x", 511-len(new(speller).appendGrant(nil, &g)))
-		for yield(g) {
+		for ctx.Err() == nil && yield(g) {
 		}
 	}
 }
@@ -366,6 +366,130 @@ func TestAListThatAStopCutsShortIsAnError(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+// barren is a daemon all of whose grants have ended: there is nothing to list for
+// as long as somebody wants it.
+type barren struct {
+	calm
+	begun, ended chan struct{}
+}
+
+func (b *barren) Grants(ctx context.Context) iter.Seq[relay.Grant] {
+	return func(func(relay.Grant) bool) {
+		b.begun <- struct{}{}
+		<-ctx.Done()
+		b.ended <- struct{}{}
+	}
+}
+
+func newBarren() *barren { return &barren{begun: make(chan struct{}), ended: make(chan struct{})} }
+
+// A list of which nothing comes ends with who asked for it, with the daemon, and
+// with the client's patience; and never looks like the whole of it.
+func TestAListOfNothingEnds(t *testing.T) {
+	for name, tt := range map[string]struct {
+		patience time.Duration
+		end      func(gone, stop func())
+		want     string
+	}{
+		"the client goes":      {time.Hour, func(gone, _ func()) { gone() }, "canceled"},
+		"the daemon stops":     {time.Hour, func(_, stop func()) { stop() }, "broke off"},
+		"the client is fed up": {20 * time.Millisecond, func(_, _ func()) {}, "nothing came for 20ms"},
+	} {
+		path := filepath.Join(t.TempDir(), "s")
+		ln, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newBarren()
+		ctx, stop := context.WithCancel(t.Context())
+		served, listed := make(chan error, 1), make(chan error, 1)
+		go func() {
+			served <- Serve(ctx, ln, d, Access{ReadGroup: func() int { return -1 }, Log: log.New(io.Discard, "", 0)})
+		}()
+		asking, gone := context.WithCancel(t.Context())
+		client := NewClient(path)
+		client.patience = tt.patience
+		client.http.Transport.(*http.Transport).ResponseHeaderTimeout = tt.patience
+		go func() { listed <- client.List(asking, func(Grant) error { return nil }) }()
+		<-d.begun
+		tt.end(gone, stop)
+		<-d.ended
+		if err := <-listed; err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+		stop()
+		gone()
+		if err := <-served; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The daemon has begun to list, and then nothing more comes.
+func TestAListThatFallsSilentIsAnError(t *testing.T) {
+	path := serve(t, &falters{}, readers(-1))
+	client := NewClient(path)
+	client.patience = 30 * time.Millisecond
+	err := client.List(t.Context(), func(Grant) error { t.Error("a grant of half a list"); return nil })
+	if err == nil || !strings.Contains(err.Error(), "the list broke off: nothing came for 30ms") {
+		t.Error(err)
+	}
+}
+
+// falters is a daemon that lists much and then nothing more.
+type falters struct{ calm }
+
+func (*falters) Grants(ctx context.Context) iter.Seq[relay.Grant] {
+	return func(yield func(relay.Grant) bool) {
+		for range 1000 {
+			yield(bob)
+		}
+		<-ctx.Done()
+	}
+}
+
+func TestADaemonThatDoesNotAnswerIsUnreachable(t *testing.T) {
+	d := &busy{begun: make(chan struct{}), finish: make(chan struct{})}
+	defer close(d.finish)
+	client := NewClient(serve(t, d, readers(-1)))
+	client.http.Transport.(*http.Transport).ResponseHeaderTimeout = 30 * time.Millisecond
+	if _, err := client.Revoke(t.Context(), RevokeRequest{All: true}); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+}
+
+// Members of control_group can't keep root from seeing a list.
+func TestAttackReadersListsLeaveOnePlaceToRoot(t *testing.T) {
+	s := &server{lists: make(chan struct{}, maxLists), readersLists: make(chan struct{}, maxLists-1)}
+	reader, root := peer{uid: uint32(os.Geteuid()) + 1, ok: true}, peer{ok: true}
+	for range 2 {
+		var ends []func()
+		for range maxLists - 1 {
+			end, ok := s.beginList(reader)
+			if !ok {
+				t.Fatal("no place for a reader")
+			}
+			ends = append(ends, end)
+		}
+		if _, ok := s.beginList(reader); ok {
+			t.Error("the last place for a reader")
+		}
+		end, ok := s.beginList(root)
+		if !ok {
+			t.Fatal("no place for root")
+		}
+		if _, ok := s.beginList(root); ok {
+			t.Error("more lists than may be")
+		}
+		for _, end := range append(ends, end) {
+			end()
+		}
+	}
+	if len(s.lists)+len(s.readersLists) != 0 {
+		t.Errorf("%d and %d places are still taken", len(s.lists), len(s.readersLists))
 	}
 }
 

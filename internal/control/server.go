@@ -56,7 +56,8 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 }
 
 func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, within limits) error {
-	s := &server{daemon: d, access: a, limits: within, stopping: ctx, lists: make(chan struct{}, maxLists)}
+	s := &server{daemon: d, access: a, limits: within, stopping: ctx,
+		lists: make(chan struct{}, maxLists), readersLists: make(chan struct{}, maxLists-1)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /ask", s.read(s.ask))
 	mux.HandleFunc("GET /list", s.read(s.list))
@@ -142,14 +143,39 @@ type server struct {
 	access   Access
 	limits   limits
 	stopping context.Context // ends when the daemon stops; a request's own doesn't
-	lists    chan struct{}   // those being written
+	// lists are those being written, readersLists those of them for somebody who may only read.
+	lists, readersLists chan struct{}
 }
 
 // maxLists bounds what lists cost: a buffer and a connection each. They share one
-// pace, so with more of them each would take longer.
+// pace, so with more of them each would take longer. One place is kept for those
+// who may do all.
 const maxLists = 4
 
-var errLists = fmt.Errorf("%d lists are being written already, wait until one is done", maxLists)
+var errLists = errors.New("several lists are being written already, wait until one is done")
+
+// beginList takes a place for a list, and gives it back by end.
+func (s *server) beginList(p peer) (end func(), ok bool) {
+	places := []chan struct{}{s.lists}
+	if !s.mayWrite(p) {
+		places = append(places, s.readersLists)
+	}
+	end = func() {
+		for _, taken := range places {
+			<-taken
+		}
+	}
+	for i := range places {
+		select {
+		case places[i] <- struct{}{}:
+		default:
+			places = places[:i]
+			end()
+			return nil, false
+		}
+	}
+	return end, true
+}
 
 func (s *server) mayWrite(p peer) bool {
 	return p.ok && (p.uid == 0 || int(p.uid) == os.Geteuid())
@@ -234,29 +260,33 @@ func (s *server) ask(w http.ResponseWriter, r *http.Request) {
 // it, and this process answers MTAs. A reader that stops reading is cut off
 // after a while.
 func (s *server) list(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.lists <- struct{}{}:
-		defer func() { <-s.lists }()
-	default:
+	p, _ := r.Context().Value(peerKey{}).(peer)
+	end, ok := s.beginList(p)
+	if !ok {
 		fail(w, http.StatusServiceUnavailable, errLists)
 		return
 	}
+	defer end()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(s.stopping, cancel)()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := http.NewResponseController(w)
+	out.Flush() // so that who asked knows that it has begun, though there may be little to list
 	buf := bufio.NewWriterSize(w, 32<<10)
 	var line []byte
 	var spell speller
-	for g := range s.daemon.Grants() {
+	for g := range s.daemon.Grants(ctx) {
 		line = append(spell.appendGrant(line[:0], &g), '\n')
 		if buf.Available() < len(line) { // so it is written now
 			out.SetWriteDeadline(time.Now().Add(writeTimeout))
-			if r.Context().Err() != nil || s.stopping.Err() != nil {
-				panic(http.ErrAbortHandler) // or it would look like the whole of it
-			}
 		}
 		if _, err := buf.Write(line); err != nil {
 			return
 		}
+	}
+	if ctx.Err() != nil {
+		panic(http.ErrAbortHandler) // or it would look like the whole of it
 	}
 	out.SetWriteDeadline(time.Now().Add(writeTimeout)) // there may have been little to write for long
 	buf.Flush()

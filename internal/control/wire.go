@@ -149,7 +149,8 @@ type Status struct {
 // they are.
 type Daemon interface {
 	Ask(context.Context, AskRequest) (AskAnswer, error)
-	Grants() iter.Seq[relay.Grant] // in force, in no order
+	// Grants gives those in force, in no order. It ends early when ctx does.
+	Grants(ctx context.Context) iter.Seq[relay.Grant]
 	Show(netip.Addr) (relay.Grant, bool)
 	Grant(context.Context, GrantRequest) (relay.Grant, error)
 	Revoke(context.Context, RevokeRequest) ([]relay.Grant, error)

@@ -500,7 +500,7 @@ func TestRestoreNeverAdds(t *testing.T) {
 		tt.change(&c)
 		b.Restore(slices.Values([]relay.Change{c}))
 		if tt.ends == 0 {
-			if got := slices.Collect(b.Live(func() {})); len(got) != 0 {
+			if got := slices.Collect(b.Live(goOn)); len(got) != 0 {
 				t.Errorf("%s: granted %+v", tt.name, got)
 			}
 			continue
@@ -790,6 +790,8 @@ func TestRestoreOfASessionAndOfTheLoginBeforeIt(t *testing.T) {
 	}
 }
 
+func goOn() bool { return true }
+
 // However many grants there are, whoever looks at all of them can make way after
 // few; what is not in force is not among them.
 func TestLiveRestsAfterFewGrants(t *testing.T) {
@@ -803,7 +805,7 @@ func TestLiveRestsAfterFewGrants(t *testing.T) {
 		b.store.Put(g.Key(), g)
 	}
 	seen, since, rests := map[netip.Addr]bool{}, 0, 0
-	for g := range b.Live(func() { since, rests = 0, rests+1 }) {
+	for g := range b.Live(func() bool { since, rests = 0, rests+1; return true }) {
 		if since++; since > 16 {
 			t.Fatalf("%d grants without a rest", since)
 		}
@@ -816,13 +818,20 @@ func TestLiveRestsAfterFewGrants(t *testing.T) {
 		t.Errorf("%d grants, %d rests", len(seen), rests)
 	}
 	n := 0
-	for range b.Live(func() {}) {
+	for range b.Live(goOn) {
 		if n++; n == 20 {
 			break
 		}
 	}
 	if n != 20 {
 		t.Errorf("%d grants, then stopped", n)
+	}
+	n, rests = 0, 0
+	for range b.Live(func() bool { rests++; return rests < 2 }) {
+		n++
+	}
+	if n == 0 || n > 32 || rests != 2 {
+		t.Errorf("%d grants and %d rests, though no more was wanted after the second", n, rests)
 	}
 }
 
@@ -834,7 +843,7 @@ func TestARevokedGrantIsNotListedByAListThatHadBegun(t *testing.T) {
 		b.store.Put(g.Key(), g)
 	}
 	n := 0
-	for range b.Live(func() {}) {
+	for range b.Live(goOn) {
 		if n++; n == 1 {
 			b.revocations.add(relay.Revocation{User: "bob", Time: noon.Add(time.Minute)}, time.Hour)
 			b.revocations.build()

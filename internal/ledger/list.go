@@ -7,10 +7,10 @@ import (
 )
 
 // Live gives every grant that is in force, in no order. Rest is called after each
-// small piece of the work, which is much with many grants; whoever is answered
-// meanwhile should not notice. One that is renewed or shortened meanwhile may
+// small piece of the work, which is much with many grants: whoever is answered
+// meanwhile should not notice. It answers false when no more is wanted. A grant that is renewed or shortened meanwhile may
 // come as it was; one that has been revoked doesn't come.
-func (l *Ledger) Live(rest func()) iter.Seq[relay.Grant] {
+func (l *Ledger) Live(rest func() (goOn bool)) iter.Seq[relay.Grant] {
 	const piece = 16
 	return func(yield func(relay.Grant) bool) {
 		for grants := range l.store.Some(piece) {
@@ -20,7 +20,9 @@ func (l *Ledger) Live(rest func()) iter.Seq[relay.Grant] {
 					return
 				}
 			}
-			rest()
+			if !rest() {
+				return
+			}
 		}
 	}
 }

@@ -74,7 +74,7 @@ func randomChanges(r *rand.Rand, bits, n int) []relay.Change {
 // picture is everything that can be seen of a ledger from outside.
 func (b *bench) picture() string {
 	var out []string
-	for g := range b.Live(func() {}) {
+	for g := range b.Live(goOn) {
 		out = append(out, fmt.Sprintf("%s/%d %s %v until %v open %v", g.Client, g.Prefix, g.User, g.Login.Sub(noon), g.Expires.Sub(noon), g.Open))
 	}
 	slices.Sort(out)
@@ -104,7 +104,7 @@ func TestChangesInAnyOrderRepeatedAtWillEndInTheSameState(t *testing.T) {
 			got := b.picture()
 			if try == 0 {
 				first = got
-				granted += len(slices.Collect(b.Live(func() {})))
+				granted += len(slices.Collect(b.Live(goOn)))
 				revoked += len(b.revocations.list)
 			} else if got != first {
 				t.Fatalf("round %d: in the order given\n%s\nshuffled and repeated\n%s\nchanges %+v\norder %+v", round, first, got, changes, order)
