@@ -105,6 +105,8 @@ type Ledger struct {
 	own   func(netip.Addr) bool
 	feed  func(relay.Batch)
 
+	ruling sync.Mutex // held while new rules are made to hold for what is there already
+
 	mu       sync.Mutex
 	rules    *relay.Rules
 	held     map[relay.Key]*holds    // keys whose grant has more facts than its last login
@@ -422,31 +424,57 @@ func (l *Ledger) Allows(r *relay.Rules, g relay.Grant, client netip.Addr) bool {
 // have made. It gives back how many it purged. A purge is no change and is not
 // fed: Restore applies the rules of its own day to everything saved, so after a
 // restart under the old rules such a grant is back for the rest of its time.
-func (l *Ledger) SetRules(r *relay.Rules) int {
+//
+// Logins go on meanwhile and are judged by the new rules. One call ends before
+// the next begins.
+func (l *Ledger) SetRules(r *relay.Rules) (purged int) {
+	l.ruling.Lock()
+	defer l.ruling.Unlock()
+	l.mu.Lock()
+	l.rules = r
+	l.mu.Unlock()
+	// From here on nothing is made but by these rules, so what they don't fit is
+	// there already, and the store can be looked through without holding up logins.
+	const piece = 64
+	unfit := make([]relay.Key, 0, piece)
+	for k, g := range l.store.All() {
+		if l.wouldGrant(r, &g) && !tooLong(r, &g) {
+			continue
+		}
+		if unfit = append(unfit, k); len(unfit) == piece {
+			purged += l.fit(unfit)
+			unfit = unfit[:0]
+		}
+	}
+	purged += l.fit(unfit)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return purged + l.purgeHeld(l.tick())
+}
+
+// fit has the grants of some keys follow the rules, and gives back how many it
+// purged.
+func (l *Ledger) fit(keys []relay.Key) (purged int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.tick()
-	l.rules = r
-	var purge, check []relay.Key
-	for k, g := range l.store.All() {
+	for _, k := range keys {
 		if l.held[k] != nil {
-			continue
+			continue // purgeHeld's
 		}
-		switch {
-		case !l.wouldGrant(&g):
-			purge = append(purge, k)
-		case g.Login.Add(r.GrantTTL).Before(g.Expires):
-			check = append(check, k)
+		switch g, there := l.store.Get(k); {
+		case !there:
+		case !l.wouldGrant(l.rules, &g):
+			l.forget(k)
+			purged++
+		case tooLong(l.rules, &g):
+			l.shorten(k, now)
 		}
 	}
-	for _, k := range check {
-		l.shorten(k, now)
-	}
-	for _, k := range purge {
-		l.forget(k)
-	}
-	return len(purge) + l.purgeHeld(now)
+	return purged
 }
+
+func tooLong(r *relay.Rules, g *relay.Grant) bool { return g.Login.Add(r.GrantTTL).Before(g.Expires) }
 
 // purgeHeld drops the facts of held keys that the present rules would not have
 // made, fits the others to them, and gives back how many keys lost one.
@@ -454,11 +482,11 @@ func (l *Ledger) purgeHeld(now relay.Now) int {
 	n := 0
 	for k, h := range l.held {
 		lost := false
-		if h.last.Prefix != 0 && !l.wouldGrant(&h.last) {
+		if h.last.Prefix != 0 && !l.wouldGrant(l.rules, &h.last) {
 			h.last, lost = relay.Grant{}, true
 		}
 		for ref, s := range h.sessions {
-			if !l.wouldGrant(&s.grant) {
+			if !l.wouldGrant(l.rules, &s.grant) {
 				delete(h.sessions, ref)
 				delete(l.sessions, ref)
 				lost = true
@@ -480,10 +508,8 @@ func (l *Ledger) purgeHeld(now relay.Now) int {
 	return n
 }
 
-// wouldGrant says whether the present rules would make this grant, its time
-// apart.
-func (l *Ledger) wouldGrant(g *relay.Grant) bool {
-	r := l.rules
+// wouldGrant says whether the rules would make this grant, its time apart.
+func (l *Ledger) wouldGrant(r *relay.Rules, g *relay.Grant) bool {
 	if int(g.Prefix) != relay.PrefixFor(g.Client, r.IPv6Prefix) {
 		return false
 	}

@@ -147,7 +147,7 @@ func (l *Ledger) takeRevoked(now relay.Now) {
 func (l *Ledger) admit(c *relay.Change, now relay.Now) bool {
 	g := &c.Grant
 	if l.ahead(g, now) || g.Prefix == 0 || !g.Client.IsValid() ||
-		g.Client != relay.Canonical(g.Client) || !l.wouldGrant(g) {
+		g.Client != relay.Canonical(g.Client) || !l.wouldGrant(l.rules, g) {
 		return false
 	}
 	if g.Operator {

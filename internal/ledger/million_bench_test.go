@@ -131,3 +131,43 @@ func logins(now time.Time) iter.Seq[relay.Change] {
 		}
 	}
 }
+
+// BenchmarkSetRules is a reload with a million grants, none of which the new rules
+// change. The longest that a login waited meanwhile is what its client notices.
+func BenchmarkSetRules(b *testing.B) {
+	began := time.Now()
+	rules := &relay.Rules{GrantTTL: 12 * time.Hour, HoldOpenLogins: 12 * time.Hour, IPv6Prefix: 128,
+		MaxGrants: 2 * million, MaxGrantsPerUser: 1000, Services: []relay.Service{relay.POP3, relay.IMAP}}
+	l := ledger.New(ledger.Options{Store: cache.New(cache.Options{}), Rules: rules,
+		Own: func(netip.Addr) bool { return false },
+		Now: func() relay.Now { return relay.Now{Wall: began, Mono: time.Hour} }})
+	if out := l.Restore(logins(began)); out.Grants != million {
+		b.Fatalf("%+v", out)
+	}
+	done := make(chan struct{})
+	longest := make(chan time.Duration)
+	go func() {
+		most := time.Duration(0)
+		for n := 0; ; n++ {
+			select {
+			case <-done:
+				longest <- most
+				return
+			case <-time.After(100 * time.Microsecond):
+			}
+			ev := relay.Event{Kind: relay.Login, Client: netip.AddrFrom4([4]byte{203, 0, 113, byte(n)}), User: "bob", Service: relay.IMAP,
+				Source: "file:/var/log/mail.log", Format: "dovecot", Time: began, Live: true}
+			at := time.Now()
+			l.Event(ev)
+			most = max(most, time.Since(at))
+		}
+	}()
+	for b.Loop() {
+		same := *rules
+		if n := l.SetRules(&same); n != 0 {
+			b.Fatalf("%d purged", n)
+		}
+	}
+	close(done)
+	b.ReportMetric(float64((<-longest).Microseconds())/1e3, "longest-wait-ms")
+}
