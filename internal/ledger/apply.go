@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"encoding/hex"
-	"maps"
 	"slices"
 	"time"
 
@@ -40,6 +39,8 @@ func (s *session) endDeadline() time.Duration {
 	}
 	return s.deadline
 }
+
+func (s *session) over(now relay.Now) bool { return now.Mono > s.endDeadline()+keepExpired }
 
 // closing is a session's end that is remembered, so that its login, read again
 // or read late, doesn't open it anew.
@@ -144,7 +145,7 @@ func (l *Ledger) addSession(key relay.Key, h *holds, c *relay.Change, g *relay.G
 		l.dropSession(ref, s, now)
 		h = l.held[key]
 	}
-	if len(l.sessions) >= MaxSessions && !g.Operator {
+	if !g.Operator && (!l.roomFor(h) || len(l.sessions) >= MaxSessions) {
 		return h // holds nothing: it grants less
 	}
 	s := &session{grant: *g, ceiling: c.Ceiling}
@@ -164,6 +165,28 @@ func (l *Ledger) addSession(key relay.Key, h *holds, c *relay.Change, g *relay.G
 	return h
 }
 
+// roomFor says whether a key may have one session more. Of those that have ended
+// the one that ends first makes room: what it granted, another grants for longer, or
+// one that is still open does.
+func (l *Ledger) roomFor(h *holds) bool {
+	if h == nil || len(h.sessions) < MaxPerKey {
+		return true
+	}
+	var first *session
+	var its sessionRef
+	for ref, s := range h.sessions {
+		if s.ended && !s.grant.Operator && (first == nil || s.end.Before(first.end)) {
+			first, its = s, ref
+		}
+	}
+	if first == nil {
+		return false
+	}
+	delete(h.sessions, its)
+	delete(l.sessions, its)
+	return true
+}
+
 func refOf(g *relay.Grant, key relay.Key) sessionRef {
 	if g.Operator {
 		return sessionRef{operatorSource, hex.EncodeToString(key[:])}
@@ -172,6 +195,13 @@ func refOf(g *relay.Grant, key relay.Key) sessionRef {
 }
 
 func (l *Ledger) applyClose(c *relay.Change, now relay.Now) {
+	if s := l.noteClose(c, now); s != nil {
+		l.settle(s.grant.Key(), now)
+	}
+}
+
+// noteClose is applyClose without settling. It gives the session, if it is held.
+func (l *Ledger) noteClose(c *relay.Change, now relay.Now) *session {
 	ref := sessionRef{c.Source, c.Session}
 	was, known := l.closed[ref]
 	forget := now.Mono + max(0, min(c.Until.Sub(c.At), c.Until.Sub(now.Wall)))
@@ -185,10 +215,11 @@ func (l *Ledger) applyClose(c *relay.Change, now relay.Now) {
 		// return: until the source has shown itself again nothing holds.
 		clear(l.paired)
 	}
-	if s, ok := l.sessions[ref]; ok {
+	s := l.sessions[ref]
+	if s != nil {
 		l.closeAt(s, c.At, now)
-		l.settle(s.grant.Key(), now)
 	}
+	return s
 }
 
 func (l *Ledger) closeIfKnown(ref sessionRef, s *session, now relay.Now) {
@@ -367,26 +398,41 @@ func (l *Ledger) logout(ev *relay.Event, now relay.Now) Outcome {
 	return Ignored
 }
 
-// closeSession makes and applies the change that ends a session. Its end needs
-// no longer memory than a ttl: an older login opens no session anyway.
+// closeSession makes and applies the change that ends a session.
 func (l *Ledger) closeSession(ref sessionRef, at time.Time, now relay.Now) {
-	at = wall(at)
-	c := relay.Change{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id, At: at,
-		Until: later(at, wall(now.Wall)).Add(l.rules.GrantTTL + keepExpired)}
+	c := l.ending(ref, at, now)
 	l.apply(&c, now)
 	l.feed(relay.Batch{Changes: []relay.Change{c}})
+}
+
+// ending makes the change that ends a session. It needs no longer memory than a
+// ttl: an older login opens no session anyway.
+func (l *Ledger) ending(ref sessionRef, at time.Time, now relay.Now) relay.Change {
+	at = wall(at)
+	return relay.Change{Kind: relay.ChangeClose, Source: ref.source, Session: ref.id, At: at,
+		Until: later(at, wall(now.Wall)).Add(l.rules.GrantTTL + keepExpired)}
 }
 
 // endHolds ends the open sessions of a source: its logouts may have been missed,
 // or the server that held them is gone. With older, only those whose login is no
 // later than at.
 func (l *Ledger) endHolds(source string, at time.Time, older bool, now relay.Now) {
-	for _, ref := range slices.Collect(maps.Keys(l.sessions)) {
-		s := l.sessions[ref]
+	var all []relay.Change
+	touched := map[relay.Key]struct{}{} // and settled once, however many sessions of theirs end
+	for ref, s := range l.sessions {
 		if ref.source != source || s.ended || older && s.grant.Login.After(at) {
 			continue
 		}
-		l.closeSession(ref, at, now)
+		c := l.ending(ref, at, now)
+		l.noteClose(&c, now)
+		touched[s.grant.Key()] = struct{}{}
+		all = append(all, c)
+	}
+	for key := range touched {
+		l.settle(key, now)
+	}
+	for changes := range slices.Chunk(all, piece) {
+		l.feed(relay.Batch{Changes: changes})
 	}
 	l.unheld.forget(func(ref sessionRef) bool { return ref.source == source })
 }

@@ -13,7 +13,9 @@ package ledger
 import (
 	"errors"
 	"iter"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +45,7 @@ type Store interface {
 // bound holds nothing, a revocation beyond it is an error for the operator.
 const (
 	MaxSessions    = 262144
+	MaxPerKey      = 64 // sessions of one address: each event looks at all of them
 	MaxClosed      = 262144
 	MaxRevocations = 65536
 	MaxPer64       = 256 // grants of one user inside one IPv6 /64
@@ -94,7 +97,8 @@ type Options struct {
 	Now   func() relay.Now
 	Own   func(netip.Addr) bool // whether an address is this host's own; nil: none is known
 	// Feed is given every batch in the order of application, after it has been
-	// applied. It is called with the ledger locked and must not block or call back.
+	// applied. It is called with the ledger locked: it must not block, and may call
+	// back only what takes no lock, Allows and Full.
 	Feed func(relay.Batch)
 }
 
@@ -225,6 +229,10 @@ func (l *Ledger) login(ev *relay.Event, now, then relay.Now) (Outcome, relay.Gra
 	}
 	key := g.Key()
 	before, known := l.store.Get(key)
+	if known && !l.wouldGrant(r, &before) { // SetRules is on its way to it
+		l.fitKey(key, now)
+		before, known = l.store.Get(key)
+	}
 	if !known && !l.room(&g) {
 		l.fullEnds.Store(int64(now.Mono + r.GrantTTL))
 		return Full, relay.Grant{}
@@ -289,14 +297,44 @@ func (l *Ledger) tick() relay.Now {
 
 // Tick does the ledger's housekeeping; it is called about once a minute.
 func (l *Ledger) Tick() {
+	l.forgetEnded()
+	for refs := range slices.Chunk(l.over(), piece) {
+		l.dropOver(refs)
+	}
+}
+
+// piece is how many keys or sessions are dealt with before whoever waits for the
+// lock has it.
+const piece = 64
+
+// over gives the sessions that hold nothing any more.
+func (l *Ledger) over() (refs []sessionRef) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.tick()
 	for ref, s := range l.sessions {
-		if now.Mono > s.endDeadline()+keepExpired {
+		if s.over(now) {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+func (l *Ledger) dropOver(refs []sessionRef) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
+	for _, ref := range refs {
+		if s := l.sessions[ref]; s != nil && s.over(now) {
 			l.dropSession(ref, s, now)
 		}
 	}
+}
+
+func (l *Ledger) forgetEnded() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.tick()
 	for ref, c := range l.closed {
 		if now.Wall.After(c.until) && now.Mono > c.forget {
 			delete(l.closed, ref)
@@ -432,10 +470,10 @@ func (l *Ledger) SetRules(r *relay.Rules) (purged int) {
 	defer l.ruling.Unlock()
 	l.mu.Lock()
 	l.rules = r
+	held := slices.Collect(maps.Keys(l.held)) // what they hold beside their effective grant doesn't show in the store
 	l.mu.Unlock()
 	// From here on nothing is made but by these rules, so what they don't fit is
 	// there already, and the store can be looked through without holding up logins.
-	const piece = 64
 	unfit := make([]relay.Key, 0, piece)
 	for k, g := range l.store.All() {
 		if l.wouldGrant(r, &g) && !tooLong(r, &g) {
@@ -447,9 +485,10 @@ func (l *Ledger) SetRules(r *relay.Rules) (purged int) {
 		}
 	}
 	purged += l.fit(unfit)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return purged + l.purgeHeld(l.tick())
+	for keys := range slices.Chunk(held, piece) {
+		purged += l.fit(keys)
+	}
+	return purged
 }
 
 // fit has the grants of some keys follow the rules, and gives back how many it
@@ -459,53 +498,53 @@ func (l *Ledger) fit(keys []relay.Key) (purged int) {
 	defer l.mu.Unlock()
 	now := l.tick()
 	for _, k := range keys {
-		if l.held[k] != nil {
-			continue // purgeHeld's
-		}
-		switch g, there := l.store.Get(k); {
-		case !there:
-		case !l.wouldGrant(l.rules, &g):
-			l.forget(k)
+		if l.fitKey(k, now) {
 			purged++
-		case tooLong(l.rules, &g):
-			l.shorten(k, now)
 		}
 	}
 	return purged
 }
 
-func tooLong(r *relay.Rules, g *relay.Grant) bool { return g.Login.Add(r.GrantTTL).Before(g.Expires) }
-
-// purgeHeld drops the facts of held keys that the present rules would not have
-// made, fits the others to them, and gives back how many keys lost one.
-func (l *Ledger) purgeHeld(now relay.Now) int {
-	n := 0
-	for k, h := range l.held {
-		lost := false
-		if h.last.Prefix != 0 && !l.wouldGrant(l.rules, &h.last) {
-			h.last, lost = relay.Grant{}, true
-		}
-		for ref, s := range h.sessions {
-			if !l.wouldGrant(l.rules, &s.grant) {
-				delete(h.sessions, ref)
-				delete(l.sessions, ref)
-				lost = true
-			}
-		}
-		if lost {
-			n++
-		}
-		if h.last.Prefix == 0 && len(h.sessions) == 0 {
-			l.forget(k)
-			continue
-		}
-		if len(h.sessions) == 0 {
-			l.settle(k, now)
-			l.release(k, h, now)
-		}
+func (l *Ledger) fitKey(k relay.Key, now relay.Now) (purged bool) {
+	if h := l.held[k]; h != nil {
+		return l.fitHeld(k, h, now)
+	}
+	switch g, there := l.store.Get(k); {
+	case !there:
+	case !l.wouldGrant(l.rules, &g):
+		l.forget(k)
+		return true
+	case tooLong(l.rules, &g):
 		l.shorten(k, now)
 	}
-	return n
+	return false
+}
+
+func tooLong(r *relay.Rules, g *relay.Grant) bool { return g.Login.Add(r.GrantTTL).Before(g.Expires) }
+
+// fitHeld drops the facts of a held key that the present rules would not have
+// made, fits the others to them, and says whether any was dropped.
+func (l *Ledger) fitHeld(k relay.Key, h *holds, now relay.Now) (lost bool) {
+	if h.last.Prefix != 0 && !l.wouldGrant(l.rules, &h.last) {
+		h.last, lost = relay.Grant{}, true
+	}
+	for ref, s := range h.sessions {
+		if !l.wouldGrant(l.rules, &s.grant) {
+			delete(h.sessions, ref)
+			delete(l.sessions, ref)
+			lost = true
+		}
+	}
+	if h.last.Prefix == 0 && len(h.sessions) == 0 {
+		l.forget(k)
+		return lost
+	}
+	if len(h.sessions) == 0 {
+		l.settle(k, now)
+		l.release(k, h, now)
+	}
+	l.shorten(k, now)
+	return lost
 }
 
 // wouldGrant says whether the rules would make this grant, its time apart.

@@ -133,8 +133,15 @@ func logins(now time.Time) iter.Seq[relay.Change] {
 }
 
 // BenchmarkSetRules is a reload with a million grants, none of which the new rules
-// change. The longest that a login waited meanwhile is what its client notices.
+// change, and with as many sessions as may be held. The longest that a login
+// waited meanwhile is what its client notices.
 func BenchmarkSetRules(b *testing.B) {
+	for name, sessions := range map[string]int{"a million grants": 0, "and sessions": ledger.MaxSessions - 1} {
+		b.Run(name, func(b *testing.B) { benchmarkSetRules(b, sessions) })
+	}
+}
+
+func benchmarkSetRules(b *testing.B, sessions int) {
 	began := time.Now()
 	rules := &relay.Rules{GrantTTL: 12 * time.Hour, HoldOpenLogins: 12 * time.Hour, IPv6Prefix: 128,
 		MaxGrants: 2 * million, MaxGrantsPerUser: 1000, Services: []relay.Service{relay.POP3, relay.IMAP}}
@@ -143,6 +150,17 @@ func BenchmarkSetRules(b *testing.B) {
 		Now: func() relay.Now { return relay.Now{Wall: began, Mono: time.Hour} }})
 	if out := l.Restore(logins(began)); out.Grants != million {
 		b.Fatalf("%+v", out)
+	}
+	event := func(kind relay.EventKind, net byte, i int, session string) {
+		l.Event(relay.Event{Kind: kind, Client: netip.AddrFrom4([4]byte{net, byte(i >> 16), byte(i >> 8), byte(i)}), User: fmt.Sprint("user", i),
+			Service: relay.IMAP, Session: session, Source: "file:/var/log/mail.log", Format: "dovecot", Time: began, Live: true})
+	}
+	if sessions > 0 {
+		event(relay.Login, 12, 0, "pairing") // the source shows that it logs both
+		event(relay.Logout, 12, 0, "pairing")
+	}
+	for i := range sessions {
+		event(relay.Login, 13, i, fmt.Sprint("open", i))
 	}
 	done := make(chan struct{})
 	longest := make(chan time.Duration)
@@ -155,10 +173,8 @@ func BenchmarkSetRules(b *testing.B) {
 				return
 			case <-time.After(100 * time.Microsecond):
 			}
-			ev := relay.Event{Kind: relay.Login, Client: netip.AddrFrom4([4]byte{203, 0, 113, byte(n)}), User: "bob", Service: relay.IMAP,
-				Source: "file:/var/log/mail.log", Format: "dovecot", Time: began, Live: true}
 			at := time.Now()
-			l.Event(ev)
+			event(relay.Login, 14, n&255, "")
 			most = max(most, time.Since(at))
 		}
 	}()

@@ -35,6 +35,8 @@ func TestAttackNoGrantSlipsPastNewRules(t *testing.T) {
 	fresh.NeverGrant, fresh.GrantTTL = []netip.Prefix{barred}, time.Minute
 	var others sync.WaitGroup
 	done := make(chan struct{})
+	defer others.Wait()
+	defer close(done)
 	for part := range 2 {
 		others.Go(func() {
 			for i := part; ; i += 2 {
@@ -56,8 +58,6 @@ func TestAttackNoGrantSlipsPastNewRules(t *testing.T) {
 			t.Fatalf("%v has a grant for %v", g.Client, g.Expires.Sub(g.Login))
 		}
 	}
-	close(done)
-	others.Wait()
 	if n := store.Len(); n < all/4 {
 		t.Errorf("%d grants are left", n)
 	}
