@@ -95,6 +95,24 @@ func TestAttackNoGrantSlipsPastNewRulesBehindASession(t *testing.T) {
 	}
 }
 
+// The same where the session hides what it would fall back to.
+func TestAttackNoGrantSlipsPastNewRulesHiddenByASession(t *testing.T) {
+	b, store := lookedBench(t)
+	b.pair()
+	b.login(bob, "s1")
+	b.pass(time.Minute)
+	ev := b.event(relay.Login, bob, "")
+	ev.User = "mallory"
+	b.Event(ev)
+	fresh := *b.rules
+	fresh.IgnoreUsers = []string{"mallory"}
+	store.after = func() { b.login(eve, "s1") } // the id is used anew: bob's session is over
+	b.SetRules(&fresh)
+	b.rules = &fresh
+	b.wantLive(bob, false, "by the login of one who is ignored now")
+	b.wantLive(eve, true, "who has the session now")
+}
+
 // A login counts though one that is just being taken away would displace it.
 func TestALoginDuringAReloadIsNotLost(t *testing.T) {
 	b, store := lookedBench(t)
