@@ -289,6 +289,11 @@ func (c *conn) Blocks() { c.loop.stepAside(c.worker) }
 // before he does, and that it has been called only when he passes.
 func (c *conn) Passes() {
 	c.passed = true
+	defer func() {
+		if v := recover(); v != nil {
+			c.panicked(v) // nobody knows whether it was sent
+		}
+	}()
 	c.send(proceed)
 }
 

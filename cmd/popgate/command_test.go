@@ -243,7 +243,7 @@ func TestCheckFindsWhatServeWouldRefuse(t *testing.T) {
 			s.write("milter.yaml", strings.Replace(base(s), "/milter.sock", "/a/b/milter.sock", 1))
 		}, "/a does not exist; make it"},
 		"socket path is a file": {func(s *site) { s.write("milter.sock", "") }, "exists and is no socket"},
-		"unknown group":         {func(s *site) { s.write("milter.yaml", base(s)+"socket_group: no-such-group\n") }, "no group no-such-group"},
+		"unknown group":         {func(s *site) { s.write("milter.yaml", base(s)+"socket_group: no-such-group\n") }, "no group no-such-group; install first what makes it"},
 		"state_dir is a file":   {func(s *site) { s.write("state", "") }, "is no directory"},
 		"state_dir is open to others": {func(s *site) {
 			os.Mkdir(filepath.Join(s.dir, "state"), 0o755)
@@ -425,7 +425,7 @@ func TestReloadIsAllOrNothing(t *testing.T) {
 	s.write("milter.yaml", strings.Replace(base, "/milter.sock", "/other.sock", 1))
 	s.want(4, "listen.milter", "reload")
 	s.write("milter.yaml", base+"never_grant: [198.51.100.0/24]\nreject: {text: no}\n")
-	s.want(0, "1 grants purged", "reload")
+	s.want(0, "1 grant purged that", "reload")
 	s.want(1, "550 5.7.1 no", "ask", "198.51.100.7", "x@remote.test")
 	s.want(0, "health: ok", "status")
 }

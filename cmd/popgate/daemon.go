@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -194,6 +195,16 @@ func (d *daemon) feed(b relay.Batch) {
 		d.state.Append(b)
 	} else if b.Done != nil {
 		b.Done <- nil
+	}
+}
+
+// answer answers clients whose login has just been applied: their answer first,
+// what is written down about it then. It is called where grants are made, once the
+// ledger is unlocked.
+func (d *daemon) answer() {
+	if d.woken.Swap(false) {
+		d.gate.Answer()
+		runtime.Gosched() // for those who must look by themselves
 	}
 }
 

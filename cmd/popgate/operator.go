@@ -86,6 +86,7 @@ func (o *operator) Grant(ctx context.Context, q control.GrantRequest) (relay.Gra
 	ttl := cmp.Or(q.TTL, o.config.Load().GrantTTL)
 	done := make(chan error, 1)
 	g, err := o.ledger.Grant(q.Client, ttl, q.User, q.Note, q.Force, done)
+	(*daemon)(o).answer()
 	if err != nil {
 		return relay.Grant{}, fmt.Errorf("%s: %w", q.Client, err)
 	}

@@ -68,11 +68,11 @@ func (d *daemon) swap(ctx context.Context) ([]string, error) {
 	d.level.Set(cfg.Log.Level)
 	d.checkReadGroup()
 	tuneMemory(cfg)
+	d.gate.SetRules(rules) // first: to purge takes a while with many grants
 	purged := d.ledger.SetRules(rules)
-	d.gate.SetRules(rules)
 	d.sources.swap(plans)
 	if purged > 0 {
-		notes = append(notes, fmt.Sprintf("%d grants purged that the new rules would not have made", purged))
+		notes = append(notes, fmt.Sprintf("%d %s purged that the new rules would not have made", purged, plural(purged, "grant")))
 	}
 	return notes, nil
 }

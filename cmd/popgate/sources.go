@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -275,9 +274,7 @@ func (s *sources) wait() {
 
 func (s *sources) Event(ev relay.Event, _ time.Time) {
 	outcome, grant := s.d.ledger.Event(ev)
-	if s.d.woken.Swap(false) {
-		runtime.Gosched() // his answer first, what is written down about it then
-	}
+	s.d.answer()
 	s.events[outcome].Add(1)
 	if s.d.watchers.Want(control.WatchLogins) {
 		s.d.watchEvent(ev, outcome, grant)

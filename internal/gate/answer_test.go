@@ -71,6 +71,7 @@ func TestAttackALoginPassesNobodyElseWhoWaits(t *testing.T) {
 				now := g.now()
 				gr := relay.Grant{Client: eve, Prefix: 32, Login: now.Wall, Expires: now.Wall.Add(time.Hour), Deadline: now.Mono + time.Hour}
 				g.Follow(relay.Batch{Changes: []relay.Change{{Kind: relay.ChangeGrant, Grant: gr}}})
+				g.Answer()
 			},
 		} {
 			g, f, _ := setup()
@@ -113,6 +114,70 @@ func TestALoginAnswersOneAndWakesTheOthers(t *testing.T) {
 			if told := askers[i].passes.Load(); (told == 1) != (i == 0) {
 				t.Errorf("client %d was answered %d times", i, told)
 			}
+		}
+	})
+}
+
+// While the ledger is locked nobody is answered, and while one is answered no other
+// question waits.
+func TestAnAnswerHoldsUpNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, f, _ := setup()
+		sending := make(chan struct{})
+		a := asker{passing: func() { <-sending }}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			want(t, "who waits", g.Judge(t.Context(), foreign(bob, a.waits())), relay.Pass, relay.ReasonGrant)
+		})
+		synctest.Wait()
+		now := g.now()
+		gr := relay.Grant{Client: bob, Prefix: 32, Login: now.Wall, Expires: now.Wall.Add(time.Hour), Deadline: now.Mono + time.Hour}
+		f.mu.Lock()
+		f.grants[gr.Key()] = gr
+		f.mu.Unlock()
+		if !g.Follow(relay.Batch{Changes: []relay.Change{{Kind: relay.ChangeGrant, Grant: gr}}}) || a.passes.Load() != 0 {
+			t.Error("answered by Follow")
+		}
+		wg.Go(g.Answer)
+		synctest.Wait()
+		if a.passes.Load() != 1 {
+			t.Error("not answered by Answer")
+		}
+		var other asker
+		wg.Go(func() {
+			want(t, "another who waits", g.Judge(t.Context(), foreign(eve, other.waits())), relay.Pass, relay.ReasonGrant)
+		})
+		synctest.Wait()
+		f.grant(g, eve)
+		if other.passes.Load() != 1 || g.Waiting() != 2 {
+			t.Errorf("another was answered %d times, %d wait", other.passes.Load(), g.Waiting())
+		}
+		close(sending)
+		wg.Wait()
+	})
+}
+
+// Rules that came while a client waited are those he is judged by.
+func TestAttackRulesThatCameWhileAClientWaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, f, r := setup()
+		r.IPv6Prefix = 64
+		client, neighbour := netip.MustParseAddr("2001:db8::bad"), netip.MustParseAddr("2001:db8::1")
+		f.allows = func(r *relay.Rules, client netip.Addr) bool { return r.MayHold(client, nil) }
+		var a asker
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			want(t, "who may hold none now", g.Judge(t.Context(), foreign(client, a.waits())), relay.Refuse, relay.ReasonExpired)
+		})
+		synctest.Wait()
+		fresh := *r
+		fresh.NeverGrant = []netip.Prefix{netip.PrefixFrom(client, 128)}
+		g.SetRules(&fresh)
+		now := g.now()
+		f.give(g, relay.Grant{Client: neighbour, Prefix: 64, Login: now.Wall, Expires: now.Wall.Add(time.Hour), Deadline: now.Mono + time.Hour})
+		wg.Wait()
+		if a.passes.Load() != 0 {
+			t.Error("answered by the old rules")
 		}
 	})
 }

@@ -24,7 +24,8 @@ type facts struct {
 	err    error
 	full   bool
 	barred bool
-	fault  bool // the next look-up panics
+	fault  bool                                // the next look-up panics
+	allows func(*relay.Rules, netip.Addr) bool // nil: all but barred
 }
 
 func (f *facts) Lookup(k relay.Key) (relay.Grant, error) {
@@ -36,8 +37,13 @@ func (f *facts) Lookup(k relay.Key) (relay.Grant, error) {
 	return f.grants[k], f.err
 }
 
-func (f *facts) Allows(*relay.Rules, relay.Grant, netip.Addr) bool { return !f.barred }
-func (f *facts) Full(relay.Now) bool                               { return f.full }
+func (f *facts) Allows(r *relay.Rules, _ relay.Grant, client netip.Addr) bool {
+	if f.allows != nil {
+		return f.allows(r, client)
+	}
+	return !f.barred
+}
+func (f *facts) Full(relay.Now) bool { return f.full }
 
 // setup runs a gate on the bubble's clock.
 func setup() (*Gate, *facts, *relay.Rules) {
@@ -64,7 +70,9 @@ func (f *facts) give(g *Gate, gr relay.Grant) {
 	f.mu.Lock()
 	f.grants[gr.Key()] = gr
 	f.mu.Unlock()
-	g.Follow(relay.Batch{Changes: []relay.Change{{Kind: relay.ChangeGrant, Grant: gr}}})
+	if g.Follow(relay.Batch{Changes: []relay.Change{{Kind: relay.ChangeGrant, Grant: gr}}}) {
+		g.Answer()
+	}
 }
 
 func foreign(client netip.Addr, w *relay.Waits) *relay.Query {

@@ -25,13 +25,16 @@ type waiting struct {
 	byKey  map[relay.Key][]*waiter
 	client map[netip.Addr]bool          // one wait at a time for each
 	failed map[netip.Addr]time.Duration // until when only a short wait is given
+	due    []*waiter                    // whose login has come, and who are to be answered
 	n      int
 }
 
 type waiter struct {
 	woken chan struct{}
-	// pass answers the client if he may pass by now, and says whether he may. It is
-	// called with the lock held. nil: nothing can be answered for him.
+
+	mu sync.Mutex // held while he is answered, which the others needn't wait for
+	// pass answers the client if he may pass by now, and says whether he may. nil:
+	// nothing can be answered for him.
 	pass   func(*relay.Facts) bool
 	facts  relay.Facts // what pass is asked about
 	passed bool        // what it said
@@ -63,9 +66,9 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 	defer timer.Stop()
 	for over := false; ; {
 		// Register first, look up then: a login between the first look-up and
-		// the registration is found here.
+		// the registration is found here. The rules may have changed meanwhile.
 		f.Now = g.now()
-		g.lookup(r, f)
+		g.lookup(g.Rules(), f)
 		d := relay.Decide(f)
 		if over && d.Verdict == relay.Refuse {
 			failedUntil = f.Now.Mono + shortWaitFor
@@ -74,7 +77,7 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 			return true
 		}
 		q.Waits.Block()
-		g.waiting.offer(w, f, g.passes(r, q))
+		w.offer(f, g.passes(q))
 		select {
 		case <-w.woken:
 		case <-timer.C:
@@ -83,7 +86,7 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 			// The wait was cut short, so nobody knows what it would have brought.
 			over, f.Busy = true, true
 		}
-		if g.waiting.passed(w, f) {
+		if w.withdraw(f) {
 			return true
 		}
 	}
@@ -92,16 +95,16 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 // passes lets whoever brings a login answer the client that waits for it. To wake
 // the goroutine that waits, and for it to find a processor, takes longer than all
 // else from the line to the answer. nil: the door has no use for it.
-func (g *Gate) passes(r *relay.Rules, q *relay.Query) func(*relay.Facts) bool {
+func (g *Gate) passes(q *relay.Query) func(*relay.Facts) bool {
 	if q.Waits.Asker == nil {
 		return nil
 	}
 	return func(f *relay.Facts) (may bool) {
-		// A panic here would be the log reader's. The goroutine that waits will
-		// do the same once more, in the place where a panic costs one connection.
+		// A panic here would be the log reader's. The goroutine that waits looks up
+		// once more, in the place where a panic costs one connection.
 		defer func() { _ = recover() }()
 		f.Now = g.now()
-		g.lookup(r, f)
+		g.lookup(g.Rules(), f)
 		if relay.Decide(f).Verdict != relay.Pass {
 			return false
 		}
@@ -137,23 +140,41 @@ func (w *waiting) enter(key relay.Key, client netip.Addr, r *relay.Rules, now re
 	return p, patience
 }
 
-// offer has whoever brings the client's login answer by pass, until passed is
+// offer has whoever brings the client's login answer by pass, until withdraw is
 // called.
-func (w *waiting) offer(p *waiter, f *relay.Facts, pass func(*relay.Facts) bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (p *waiter) offer(f *relay.Facts, pass func(*relay.Facts) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.facts, p.pass = *f, pass
 }
 
-// passed says whether the client was answered meanwhile, and by which facts. From
-// now on he can't be.
-func (w *waiting) passed(p *waiter, f *relay.Facts) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// withdraw says whether the client was answered meanwhile, and by which facts.
+// From now on he can't be.
+func (p *waiter) withdraw(f *relay.Facts) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.pass = nil; p.passed {
 		*f = p.facts
 	}
 	return p.passed
+}
+
+// answer answers the client, if that is still for others to do, and wakes him.
+func (p *waiter) answer() {
+	p.mu.Lock()
+	if p.pass != nil {
+		p.passed, p.pass = p.pass(&p.facts), nil
+	}
+	p.mu.Unlock()
+	p.wake()
+}
+
+// wake has the client look up once more.
+func (p *waiter) wake() {
+	select {
+	case p.woken <- struct{}{}:
+	default:
+	}
 }
 
 func (w *waiting) forget(now relay.Now) {
@@ -187,7 +208,7 @@ func (w *waiting) leave(key relay.Key, client netip.Addr, p *waiter, failedUntil
 }
 
 // Follow wakes those who wait for what a batch brings, and says whether there were
-// any. It never blocks, but for as long as it takes to send an answer.
+// any: then Answer is to be called. It never blocks.
 func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	for i := range b.Changes {
 		if c := &b.Changes[i]; c.Kind == relay.ChangeGrant {
@@ -197,21 +218,33 @@ func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	return woken
 }
 
+// wake leaves the first who waits under the key to Answer. Only him, or the log
+// would be read late where many wait under one key; the others look by themselves.
 func (w *waiting) wake(key relay.Key) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for i, p := range w.byKey[key] {
-		// Only the first, or the log would be read late where many wait under one
-		// key. The others have been asked to look by themselves.
-		if i == 0 && p.pass != nil {
-			p.passed, p.pass = p.pass(&p.facts), nil
+	list := w.byKey[key]
+	for i, p := range list {
+		if i == 0 {
+			w.due = append(w.due, p)
+			continue
 		}
-		select {
-		case p.woken <- struct{}{}:
-		default:
-		}
+		p.wake()
 	}
-	return len(w.byKey[key]) > 0
+	return len(list) > 0
+}
+
+// Answer answers those who were left to it. It takes as long as it takes to send
+// an answer to each, and so is called with no lock held.
+func (g *Gate) Answer() {
+	w := &g.waiting
+	w.mu.Lock()
+	due := w.due
+	w.due = nil
+	w.mu.Unlock()
+	for _, p := range due {
+		p.answer()
+	}
 }
 
 // Waiting gives how many clients wait at the moment.
