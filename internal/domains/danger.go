@@ -39,7 +39,7 @@ type watch struct {
 }
 
 // maxPutOff bounds for how many passes a list that is never the same twice can
-// put off the search.
+// put off what a search has found.
 const maxPutOff = 2
 
 // guardTime bounds how long tables are asked whose an entry is.
@@ -48,11 +48,13 @@ const guardTime = 10 * time.Second
 // guard looks for danger again when a minute has passed, when a file has
 // changed, or when our own domains are others. It answers whether a mailer has
 // become dangerous, or is so no more. Where Postfix can't be asked, what was
-// found before stands.
-func (s *Set) guard(ctx context.Context, now time.Time, changed bool) bool {
+// found before stands. What is found anew while a list settles is put off before
+// it is told: the transport of a domain that is just being added looks like one
+// for strangers' mail until the domain counts.
+func (s *Set) guard(ctx context.Context, now time.Time, news bool) (changed, putOff bool) {
 	w := &s.watch
 	if len(s.o.LocalMailers) == 0 || w.at.IsZero() && !s.besidePostfix() {
-		return false
+		return false, false
 	}
 	if len(w.files) == 0 {
 		w.files = configFiles(filepath.Dir(s.o.MainCF))
@@ -61,12 +63,16 @@ func (s *Set) guard(ctx context.Context, now time.Time, changed bool) bool {
 	if w.problem != "" {
 		patience = 5 * settle
 	}
-	if age := now.Sub(w.at); !changed && mark == w.mark && age >= 0 && age < patience {
-		return false
+	if age := now.Sub(w.at); !news && mark == w.mark && age >= 0 && age < patience {
+		return false, false
 	}
 	found, files, err := postfixDanger(ctx, s.o.Run, s.o.LocalMailers, s.Ask)
 	if ctx.Err() != nil {
-		return false
+		return false, false
+	}
+	anew := func(f Finding) bool { return !slices.Contains(w.found, f) }
+	if w.putOff < maxPutOff && slices.ContainsFunc(found, anew) && s.settling() {
+		return false, true
 	}
 	start := w.at.IsZero()
 	w.mark, w.at = mark, now
@@ -75,7 +81,7 @@ func (s *Set) guard(ctx context.Context, now time.Time, changed bool) bool {
 			s.o.Log.Warn("Postfix's configuration can't be checked for transports that would make it an open relay", "error", err)
 		}
 		w.problem = err.Error()
-		return false
+		return false, false
 	}
 	if files = append(configFiles(filepath.Dir(s.o.MainCF)), files...); !slices.Equal(files, w.files) {
 		w.files, w.mark = files, "" // they may have changed before they were known
@@ -83,7 +89,7 @@ func (s *Set) guard(ctx context.Context, now time.Time, changed bool) bool {
 	before := tainted(w.found)
 	w.found, w.problem = stillCertain(w.found, found), ""
 	s.warn(start)
-	return !slices.Equal(before, tainted(w.found))
+	return !slices.Equal(before, tainted(w.found)), false
 }
 
 // stillCertain keeps the certain findings about settings that a new reading

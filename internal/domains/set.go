@@ -37,7 +37,7 @@ type Options struct {
 	Log      *slog.Logger           // nil: nothing is logged
 	Run      Runner                 // nil: Exec
 	Now      func() time.Time       // nil: time.Now
-	OnChange func(*relay.Domains)   // told each new snapshot after Load, then whether Tainted has changed, by the goroutine in Run
+	OnChange func(*relay.Domains)   // told each new snapshot after Load, and called again when Tainted has changed, by the goroutine in Run
 	MainCF   string                 // empty: /etc/postfix/main.cf
 	Sendmail string                 // empty: /etc/mail/sendmail.cf
 	Hostname func() (string, error) // nil: os.Hostname
@@ -208,16 +208,16 @@ type gathering struct {
 // the domains have changed, before anyone looks for danger: whoever decides by
 // the last domains meanwhile would know less than Ask. It is called again when a
 // mailer's danger has changed. pass answers whether a first reading has still to
-// be confirmed, or danger to be looked for.
+// be confirmed, or danger to be looked for again.
 func (s *Set) pass(ctx context.Context, tell func()) (open bool) {
-	g, changed, otherwise := s.gather(ctx)
+	g, changed, news := s.gather(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
 	if changed {
 		tell()
 	}
-	changed, putOff := s.look(ctx, g.now, otherwise)
+	changed, putOff := s.look(ctx, g.now, news)
 	if changed {
 		tell()
 	}
@@ -226,7 +226,7 @@ func (s *Set) pass(ctx context.Context, tell func()) (open bool) {
 
 // gather reads and publishes. It answers whether the domains have changed, and
 // whether they or what is known of them have.
-func (s *Set) gather(ctx context.Context) (g *gathering, changed, otherwise bool) {
+func (s *Set) gather(ctx context.Context) (g *gathering, changed, news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g = &gathering{ctx: ctx, now: s.o.Now(), names: map[string]relay.Match{}, whole: true}
@@ -249,30 +249,30 @@ func (s *Set) gather(ctx context.Context) (g *gathering, changed, otherwise bool
 	return g, changed, changed || g.whole != before.whole
 }
 
-// look looks for danger and says whether a mailer's has changed. It puts that
-// off while a list that is known has another text, which counts when it has been
-// read twice: the transport of a domain that is just being added would look like
-// one for strangers' mail.
-func (s *Set) look(ctx context.Context, now time.Time, otherwise bool) (changed, putOff bool) {
+// look looks for danger and says whether a mailer's has changed, or the search
+// has been put off; the next pass then searches whatever else happens.
+func (s *Set) look(ctx context.Context, now time.Time, news bool) (changed, putOff bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if w := &s.watch; s.settling() && w.putOff < maxPutOff {
+	w := &s.watch
+	changed, putOff = s.guard(ctx, now, news || w.putOff > 0)
+	if putOff {
 		w.putOff++
-		return false, true
+	} else {
+		w.putOff = 0
 	}
-	otherwise = otherwise || s.watch.putOff > 0
-	s.watch.putOff = 0
-	changed = s.guard(ctx, now, otherwise)
 	v := *s.view.Load()
-	v.findings = s.watch.found
+	v.findings = w.found
 	s.view.Store(&v)
-	return changed, false
+	return changed, putOff
 }
 
-// settling says whether a list that is known is being read for the second time.
+// settling says whether a list that is known may be about to have another text:
+// it is being read for the second time, can't be made sense of, as when it is
+// half written, or has been written since it was read.
 func (s *Set) settling() bool {
 	for _, l := range s.leaves {
-		if l.known && !l.since.IsZero() {
+		if l.known && (!l.since.IsZero() || l.problem != "" || stamp(l.files) != l.mark) {
 			return true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -388,6 +389,164 @@ func TestANewDomainWithItsTransportIsNoDanger(t *testing.T) {
 					time.Sleep(settle / 4)
 				}
 				want(t, s, relay.DomainFound, "a.example new.example")
+			})
+		})
+	}
+}
+
+// gateway is a Postfix host that sends the domains in a list through gw.
+type gateway struct {
+	site
+	mta    *mta
+	set    *Set
+	search atomic.Pointer[func()] // what happens when the next search for danger begins; nil: nothing
+	danger atomic.Bool            // is meant
+	log    strings.Builder
+}
+
+// startGateway keeps popgate's Set running until the test ends, half a second
+// from its next look.
+func startGateway(t *testing.T) *gateway {
+	g := &gateway{site: site{t, t.TempDir()}}
+	o, m := postfixSite(t, g.site, map[string]string{"postconf -Px": ""})
+	g.mta = m
+	o.LocalMailers = []string{"local", "gw"}
+	o.Files = []File{{Path: g.path("list")}}
+	o.Log = slog.New(slog.NewTextHandler(&g.log, nil))
+	o.OnChange = func(*relay.Domains) { g.safe() }
+	o.Run = func(ctx context.Context, name string, args ...string) ([]byte, error) {
+		if slices.Contains(args, "default_transport") {
+			if happens := g.search.Swap(nil); happens != nil {
+				(*happens)()
+			}
+		}
+		return m.run(ctx, name, args...)
+	}
+	m.say("postconf", "mydestination =\nrelay_domains =\ndefault_transport = smtp\ntransport_maps = hash:"+g.path("transport")+"\n")
+	g.write("list", "a.example\n")
+	g.transports("a.example\tgw:\n")
+	g.set = loaded(t, o)
+	ctx, stop := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	run.Go(func() { g.set.Run(ctx) })
+	t.Cleanup(func() { stop(); run.Wait() })
+	time.Sleep(3*settle + settle/2)
+	return g
+}
+
+func (g *gateway) transports(text string) {
+	g.t.Helper()
+	g.mta.say("postmap -s hash:"+g.path("transport"), text)
+	g.write("transport.db", text)
+}
+
+func (g *gateway) safe() {
+	g.t.Helper()
+	if got := g.set.Tainted(); len(got) > 0 && !g.danger.Load() {
+		g.t.Errorf("tainted %q", got)
+	}
+}
+
+// staysSafe watches for some quarters of a second.
+func (g *gateway) staysSafe(quarters int) {
+	g.t.Helper()
+	for range quarters {
+		time.Sleep(settle / 4)
+		synctest.Wait()
+		g.safe()
+	}
+}
+
+// A list is often emptied before it is written anew, and may be read meanwhile.
+func TestANewDomainInAListThatIsBeingWrittenIsNoDanger(t *testing.T) {
+	for name, empty := range map[string]func(g *gateway){
+		"emptied":    func(g *gateway) { g.write("list", "") },
+		"taken away": func(g *gateway) { os.Remove(g.path("list")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := startGateway(t)
+				empty(g)
+				g.transports("a.example\tgw:\nnew.example\tgw:\n")
+				g.staysSafe(3)
+				g.write("list", "a.example\nnew.example\n")
+				g.staysSafe(20)
+				want(t, g.set, relay.DomainFound, "a.example new.example")
+			})
+		})
+	}
+}
+
+// What is written once the lists have been read, and before the transports are,
+// is seen by halves.
+func TestANewDomainWrittenDuringTheSearchIsNoDanger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := startGateway(t)
+		g.search.Store(new(func() {
+			g.write("list", "a.example\nnew.example\n")
+			g.transports("a.example\tgw:\nnew.example\tgw:\n")
+		}))
+		g.transports("a.example\tgw:[192.0.2.1]\n")
+		g.staysSafe(20)
+		want(t, g.set, relay.DomainFound, "a.example new.example")
+		if strings.Contains(g.log.String(), "open relay") {
+			t.Errorf("the log says %s", &g.log)
+		}
+	})
+}
+
+// Each new domain may put off what a search finds, however many came before.
+func TestNewDomainsOneAfterTheOtherAreNoDanger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := startGateway(t)
+		list, table := "a.example\n", "a.example\tgw:\n"
+		for _, domain := range []string{"b.example", "c.example", "d.example", "e.example"} {
+			list, table = list+domain+"\n", table+domain+"\tgw:\n"
+			g.write("list", list)
+			g.transports(table)
+			g.staysSafe(4 * 7)
+			want(t, g.set, relay.DomainFound, domain)
+		}
+	})
+}
+
+// A list that stays broken puts off what a search finds no longer than one that
+// is being written, and one that is as it was does not at all.
+func TestAttackABrokenListHidesNoDanger(t *testing.T) {
+	const both = "a.example\tgw:\nb.example\tgw:\n"
+	for name, tt := range map[string]struct {
+		do     func(g *gateway)
+		passes time.Duration
+	}{
+		"no list is broken": {func(g *gateway) { g.transports(both) }, 1},
+		"a transport comes": {func(g *gateway) {
+			g.write("list", "")
+			g.staysSafe(4 * 100)
+			g.transports(both)
+		}, 1 + maxPutOff},
+		"a domain is forgotten": {func(g *gateway) {
+			g.write("list", "a.example\nb.example\n")
+			g.staysSafe(4 * 3)
+			g.transports(both)
+			g.staysSafe(4 * 3)
+			g.write("list", "a.example\n")
+			g.staysSafe(4 * 2)
+			g.write("list", "")
+			g.staysSafe(4 * 30)
+			g.transports(both + "a.example\tgw:\n") // the next search by the clock is far away
+			g.staysSafe(4*int(vanish/settle) - 4*32)
+		}, 2 + maxPutOff},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := startGateway(t)
+				tt.do(g)
+				g.danger.Store(true)
+				time.Sleep(tt.passes * settle)
+				synctest.Wait()
+				if got := g.set.Tainted(); !slices.Equal(got, []string{"gw"}) {
+					t.Errorf("tainted %q, want gw", got)
+				}
 			})
 		})
 	}

@@ -30,7 +30,7 @@ type Query struct {
 type Waits struct {
 	Transaction bool  // this transaction has waited
 	Count       uint8 // waits in this connection
-	Asker       Asker // nil: nobody minds how long an answer takes
+	Asker       Asker // nil: nobody can do anything meanwhile
 }
 
 // Asker is a door's connection that can do something about an answer that has to
