@@ -147,8 +147,8 @@ func (k *checker) listeners(cfg *config.Config) {
 		if name == "" {
 			continue
 		}
-		if _, err := user.LookupGroup(name); err != nil {
-			k.fail(key, fmt.Sprintf("this host has no group %s; write one it has, such as postfix", name))
+		if _, err := lookupGroup(name); err != nil {
+			k.fail(key, err.Error())
 		}
 	}
 }

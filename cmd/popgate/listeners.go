@@ -169,10 +169,19 @@ func listenOn(a config.Address, mode fs.FileMode, group string) (net.Listener, e
 	return l, nil
 }
 
-func chgrp(path, name string) error {
+// lookupGroup finds a group of this host.
+func lookupGroup(name string) (*user.Group, error) {
 	g, err := user.LookupGroup(name)
+	if errors.As(err, new(user.UnknownGroupError)) {
+		err = fmt.Errorf("this host has no group %s; install first what makes it, such as Postfix, or name a group that exists", name)
+	}
+	return g, err
+}
+
+func chgrp(path, name string) error {
+	g, err := lookupGroup(name)
 	if err != nil {
-		return fmt.Errorf("socket_group: %w; write a group of this host, such as postfix", err)
+		return fmt.Errorf("socket_group: %w", err)
 	}
 	gid, err := strconv.Atoi(g.Gid)
 	if err != nil {

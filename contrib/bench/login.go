@@ -88,7 +88,8 @@ func (b *bench) login() (err error) {
 	return nil
 }
 
-// loginRound is what a round of b.lines logins took, and as many lines of tail.
+// loginRound is what a round of b.lines logins took, as many questions that need
+// not wait, as many lines of tail, and as many of two goroutines.
 type loginRound struct{ ours, theirs, bare, plain []time.Duration }
 
 func (r loginRound) String() string {
