@@ -39,7 +39,7 @@ func (k *checker) live(ctx context.Context, cfg *config.Config, g *global, w *wi
 	st, err := client.Status(ctx)
 	switch {
 	case errors.Is(err, control.ErrUnreachable):
-		k.fail("daemon", err.Error()+"; start it")
+		k.fail("daemon", err.Error())
 		return
 	case err != nil:
 		k.warn("daemon", "could not be asked: "+err.Error()+"; run check as root, or as a member of control_group")

@@ -65,9 +65,35 @@ func newList(e *env, g *global) *cobra.Command {
 // it is their turn. Linux has the priority for each thread by itself; those made
 // later have it from those that make them. Where it can't be had, the list is
 // made all the same.
-func giveWay() {
+//
+// But SCHED_IDLE has some 3 parts in a thousand of a processor that another
+// program keeps busy, so that a list would hardly ever end there. After longestWait
+// it goes on at nice 10, which is a tenth. Who may not take a priority back (it
+// takes CAP_SYS_NICE or RLIMIT_NICE, which most users lack) waits for an idle one.
+func giveWay() { giveWayUntil(time.After(longestWait)) }
+
+const (
+	longestWait = 30 * time.Second
+	niceAfter   = 10
+)
+
+func giveWayUntil(enough <-chan time.Time) {
 	runtime.GOMAXPROCS(1)  // one processor is enough to be in the way of
 	debug.SetGCPercent(20) // nearly all of a list stays until it is printed
+	before, err := unix.SchedGetAttr(0, 0)
+	schedule(unix.SchedAttr{Policy: unix.SCHED_IDLE})
+	if err != nil || before.Policy == unix.SCHED_IDLE { // whoever began it so wanted that, however long it takes
+		return
+	}
+	go func() {
+		<-enough
+		schedule(unix.SchedAttr{Policy: unix.SCHED_NORMAL, Nice: max(niceAfter, before.Nice)})
+	}()
+}
+
+// schedule gives all threads of this process a policy, as far as that is permitted.
+func schedule(how unix.SchedAttr) {
+	how.Size = unix.SizeofSchedAttr
 	done := map[int]bool{}
 	for more := true; more; { // until none was made meanwhile by one that had its turn later
 		more = false
@@ -75,7 +101,7 @@ func giveWay() {
 		for _, t := range threads {
 			if id, err := strconv.Atoi(t.Name()); err == nil && !done[id] {
 				done[id], more = true, true
-				_ = unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+				_ = unix.SchedSetAttr(id, &how, 0)
 			}
 		}
 	}

@@ -35,23 +35,27 @@ type Client struct {
 	// this process. Nil: nothing is.
 	Much func()
 
-	path     string
-	http     http.Client
-	patience time.Duration // with a list of which nothing comes
+	path      string
+	http      http.Client
+	transport *http.Transport
+	patience  time.Duration // with a list of which nothing comes
 }
 
-// patience is more than a list among MTAs takes to fill the daemon's buffer,
-// though it pass over grants that have ended.
-const patience = 2 * time.Minute
+const (
+	// The daemon gives up an answer after writeTimeout.
+	answerTimeout = writeTimeout + 10*time.Second
+	// patience is more than a list among MTAs takes to fill the daemon's buffer,
+	// though it pass over grants that have ended.
+	patience = 2 * time.Minute
+)
 
 // NewClient makes a client of the control socket at the path.
 func NewClient(path string) *Client {
 	c := &Client{path: path, patience: patience}
-	c.http.Transport = &http.Transport{
-		DisableKeepAlives: true,
-		ReadBufferSize:    64 << 10, // a list may be long
-		// The daemon gives up an answer after writeTimeout.
-		ResponseHeaderTimeout: writeTimeout + 10*time.Second,
+	c.transport = &http.Transport{
+		DisableKeepAlives:     true,
+		ReadBufferSize:        64 << 10, // a list may be long
+		ResponseHeaderTimeout: answerTimeout,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", path)
 			if err != nil {
@@ -60,6 +64,7 @@ func NewClient(path string) *Client {
 			return newHasty(c), nil
 		},
 	}
+	c.http.Transport = c.transport
 	return c
 }
 
@@ -154,12 +159,12 @@ func (c *Client) List(ctx context.Context, each func(Grant) error) error {
 
 // ListJSON calls each for every grant, next to expire first, with its line of JSON
 // as the daemon has spelled it. All of them have been read by then, and take some
-// 300 bytes each; a list that broke off, or holds what is no grant, is an error
-// before the first.
+// 400 bytes each; a list that broke off, which is ErrUnreachable unless ctx ended,
+// or holds what is no grant, is an error before the first.
 func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	reading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	resp, err := c.send(ctx, "GET", "/list", nil)
+	resp, err := c.send(reading, "GET", "/list", nil)
 	if err != nil {
 		return err
 	}
@@ -167,10 +172,16 @@ func (c *Client) ListJSON(ctx context.Context, each func(line []byte) error) err
 	silent := time.AfterFunc(c.patience, func() { cancel(fmt.Errorf("nothing came for %v", c.patience)) })
 	defer silent.Stop()
 	all, err := readList(&heard{resp.Body, func() { silent.Reset(c.patience) }}, c.Much)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("the list broke off: %w", context.Cause(ctx))
+	if err != nil && !errors.Is(err, errNoList) {
+		if reading.Err() != nil {
+			err = context.Cause(reading)
 		}
+		err = fmt.Errorf("the list broke off: %w", err)
+		if ctx.Err() == nil {
+			err = fmt.Errorf("%w any more: %w", ErrUnreachable, err)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("control socket %s: %w", c.path, err)
 	}
 	for i := range all {
@@ -208,11 +219,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var netErr *net.OpError
-		if errors.As(err, &netErr) {
-			err = netErr.Err
-		}
-		return nil, fmt.Errorf("control socket %s: %w: %w; is popgate serve running, and may this user connect?", c.path, ErrUnreachable, err)
+		return nil, c.unanswered(ctx, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -230,6 +237,24 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		kind = ErrForbidden
 	}
 	return nil, &told{kind, e.Error}
+}
+
+// unanswered says why no answer came, without the words of net/http, which knows
+// of no daemon.
+func (c *Client) unanswered(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("control socket %s: given up before the daemon answered, and what was asked may still be done: %w", c.path, context.Cause(ctx))
+	}
+	if asked, ok := errors.AsType[*url.Error](err); ok {
+		err = asked.Err
+	}
+	if network, ok := errors.AsType[*net.OpError](err); ok {
+		err = network.Err
+	} else if wait, ok := errors.AsType[net.Error](err); ok && wait.Timeout() {
+		return fmt.Errorf("control socket %s: %w: it took the connection and has not answered in %v; it hangs or is overloaded, and what was asked may still be done",
+			c.path, ErrUnreachable, c.transport.ResponseHeaderTimeout)
+	}
+	return fmt.Errorf("control socket %s: %w: %w; is popgate serve running, and may this user connect?", c.path, ErrUnreachable, err)
 }
 
 // told is the daemon's own error text, with the kind for errors.Is.

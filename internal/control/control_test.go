@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -361,10 +364,22 @@ func TestAListThatAStopCutsShortIsAnError(t *testing.T) {
 	client := NewClient(path)
 	client.Much = stop // thousands of lines have come
 	n := 0
-	if err := client.List(t.Context(), func(Grant) error { n++; return nil }); err == nil || n != 0 {
-		t.Errorf("%d grants, error %v; want none and an error", n, err)
+	if err := client.List(t.Context(), func(Grant) error { n++; return nil }); !errors.Is(err, ErrUnreachable) || n != 0 {
+		t.Errorf("%d grants, error %v; want none and that it is not reachable any more", n, err)
 	}
 	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// It is not the daemon that has gone.
+func TestAListThatItsReaderGivesUpDoesNotSayThatTheDaemonIsUnreachable(t *testing.T) {
+	client := NewClient(serve(t, &endless{}, Access{ReadGroup: func() int { return -1 }, Log: log.New(io.Discard, "", 0)}))
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	client.Much = stop
+	err := client.List(ctx, func(Grant) error { t.Error("a grant of half a list"); return nil })
+	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "the list broke off") {
 		t.Error(err)
 	}
 }
@@ -390,13 +405,14 @@ func newBarren() *barren { return &barren{begun: make(chan struct{}), ended: mak
 // with the client's patience; and never looks like the whole of it.
 func TestAListOfNothingEnds(t *testing.T) {
 	for name, tt := range map[string]struct {
-		patience time.Duration
-		end      func(gone, stop func())
-		want     string
+		patience    time.Duration
+		end         func(gone, stop func())
+		want        string
+		unreachable bool
 	}{
-		"the client goes":      {time.Hour, func(gone, _ func()) { gone() }, "canceled"},
-		"the daemon stops":     {time.Hour, func(_, stop func()) { stop() }, "broke off"},
-		"the client is fed up": {20 * time.Millisecond, func(_, _ func()) {}, "nothing came for 20ms"},
+		"the client goes":      {time.Hour, func(gone, _ func()) { gone() }, "canceled", false},
+		"the daemon stops":     {time.Hour, func(_, stop func()) { stop() }, "any more: the list broke off: ", true},
+		"the client is fed up": {20 * time.Millisecond, func(_, _ func()) {}, "any more: the list broke off: nothing came for 20ms", true},
 	} {
 		path := filepath.Join(t.TempDir(), "s")
 		ln, err := net.Listen("unix", path)
@@ -412,13 +428,17 @@ func TestAListOfNothingEnds(t *testing.T) {
 		asking, gone := context.WithCancel(t.Context())
 		client := NewClient(path)
 		client.patience = tt.patience
-		client.http.Transport.(*http.Transport).ResponseHeaderTimeout = tt.patience
+		client.transport.ResponseHeaderTimeout = 10 * time.Second
 		go func() { listed <- client.List(asking, func(Grant) error { return nil }) }()
 		<-d.begun
 		tt.end(gone, stop)
+		began := time.Now()
 		<-d.ended
-		if err := <-listed; err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		if took := time.Since(began); took > drainTime*9/10 { // all connections end after drainTime
+			t.Errorf("%s: the daemon listed on for %v", name, took)
+		}
+		if err := <-listed; err == nil || !strings.Contains(err.Error(), tt.want) || errors.Is(err, ErrUnreachable) != tt.unreachable {
+			t.Errorf("%s: %v, want %q; unreachable: %v", name, err, tt.want, tt.unreachable)
 		}
 		stop()
 		gone()
@@ -434,7 +454,7 @@ func TestAListThatFallsSilentIsAnError(t *testing.T) {
 	client := NewClient(path)
 	client.patience = 30 * time.Millisecond
 	err := client.List(t.Context(), func(Grant) error { t.Error("a grant of half a list"); return nil })
-	if err == nil || !strings.Contains(err.Error(), "the list broke off: nothing came for 30ms") {
+	if !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "the list broke off: nothing came for 30ms") {
 		t.Error(err)
 	}
 }
@@ -455,41 +475,273 @@ func TestADaemonThatDoesNotAnswerIsUnreachable(t *testing.T) {
 	d := &busy{begun: make(chan struct{}), finish: make(chan struct{})}
 	defer close(d.finish)
 	client := NewClient(serve(t, d, readers(-1)))
-	client.http.Transport.(*http.Transport).ResponseHeaderTimeout = 30 * time.Millisecond
-	if _, err := client.Revoke(t.Context(), RevokeRequest{All: true}); !errors.Is(err, ErrUnreachable) {
+	client.transport.ResponseHeaderTimeout = 30 * time.Millisecond
+	_, err := client.Revoke(t.Context(), RevokeRequest{All: true})
+	if want := "control socket " + client.path + ": daemon not reachable: it took the connection and has not answered in 30ms; it hangs or is overloaded, " +
+		"and what was asked may still be done"; !errors.Is(err, ErrUnreachable) || err.Error() != want {
+		t.Errorf("%v, want %q", err, want)
+	}
+}
+
+func TestWhoGivesUpIsNotToldThatTheDaemonIsUnreachable(t *testing.T) {
+	d := &busy{begun: make(chan struct{}), finish: make(chan struct{})}
+	defer close(d.finish)
+	client := NewClient(serve(t, d, readers(-1)))
+	ctx, stop := context.WithCancel(t.Context())
+	context.AfterFunc(t.Context(), stop)
+	go func() {
+		<-d.begun
+		stop()
+	}()
+	_, err := client.Revoke(ctx, RevokeRequest{All: true})
+	if !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "given up before the daemon answered") {
 		t.Error(err)
+	}
+}
+
+// net/http's words for what it was about are of no use to an admin.
+func TestErrorsNameNoRequestOfHTTP(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Read(make([]byte, 1024))
+			c.Close()
+		}
+	}()
+	for _, path := range []string{path, path + "none"} {
+		_, err := NewClient(path).Status(t.Context())
+		if !errors.Is(err, ErrUnreachable) || strings.Contains(err.Error(), "http") || strings.Contains(err.Error(), "Get") {
+			t.Error(err)
+		}
 	}
 }
 
 // Members of control_group can't keep root from seeing a list.
 func TestAttackReadersListsLeaveOnePlaceToRoot(t *testing.T) {
-	s := &server{lists: make(chan struct{}, maxLists), readersLists: make(chan struct{}, maxLists-1)}
-	reader, root := peer{uid: uint32(os.Geteuid()) + 1, ok: true}, peer{ok: true}
+	s := newServer(t.Context(), &calm{}, readers(readGroup), usual)
 	for range 2 {
 		var ends []func()
 		for range maxLists - 1 {
-			end, ok := s.beginList(reader)
+			end, ok := s.lists.take(!s.mayWrite(reader))
 			if !ok {
 				t.Fatal("no place for a reader")
 			}
 			ends = append(ends, end)
 		}
-		if _, ok := s.beginList(reader); ok {
+		if _, ok := s.lists.take(!s.mayWrite(reader)); ok {
 			t.Error("the last place for a reader")
 		}
-		end, ok := s.beginList(root)
+		end, ok := s.lists.take(!s.mayWrite(root))
 		if !ok {
 			t.Fatal("no place for root")
 		}
-		if _, ok := s.beginList(root); ok {
+		if _, ok := s.lists.take(!s.mayWrite(root)); ok {
 			t.Error("more lists than may be")
 		}
 		for _, end := range append(ends, end) {
 			end()
 		}
 	}
-	if len(s.lists)+len(s.readersLists) != 0 {
-		t.Errorf("%d and %d places are still taken", len(s.lists), len(s.readersLists))
+	if s.lists.all+s.lists.readers != 0 {
+		t.Errorf("%d and %d places are still taken", s.lists.all, s.lists.readers)
+	}
+}
+
+// Nor by asking again and again: one who is turned away, or whose list ends, holds
+// root's place not for a moment.
+func TestAttackReadersListsThatBeginAndEndNeverTakeRootsPlace(t *testing.T) {
+	s := newServer(t.Context(), &calm{}, readers(readGroup), usual)
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer close(stop)
+	for range maxLists + 1 {
+		asking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if end, ok := s.lists.take(!s.mayWrite(reader)); ok {
+					runtime.Gosched()
+					end()
+				}
+				runtime.Gosched()
+			}
+		})
+	}
+	refused := 0
+	for range 50_000 {
+		if end, ok := s.lists.take(!s.mayWrite(root)); ok {
+			end()
+		} else {
+			refused++
+		}
+	}
+	if refused > 0 {
+		t.Errorf("root was refused %d times", refused)
+	}
+}
+
+// Who may only read, and who may do all, for a server of readers(readGroup).
+const readGroup = 65500
+
+var reader, root = peer{uid: uint32(os.Geteuid()) + 1, gid: readGroup, ok: true}, peer{ok: true}
+
+// serveBoth is serve for root and for a reader, who connects by asReader: all
+// tests run as one user, so a reader is known by the address he connects from.
+func serveBoth(t *testing.T, d Daemon) (path string, asReader, asRoot func() net.Conn) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	access := readers(readGroup)
+	access.Log = log.New(io.Discard, "", 0)
+	s := newServer(ctx, d, access, usual)
+	mark := "@reader" + path
+	s.peerOf = func(c net.Conn) peer {
+		if strings.HasPrefix(c.RemoteAddr().String(), mark) {
+			return reader
+		}
+		return root
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.serve(ctx, ln) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	dial := func(from net.Addr) net.Conn {
+		t.Helper()
+		c, err := (&net.Dialer{LocalAddr: from}).Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	n := 0
+	asReader = func() net.Conn {
+		n++
+		return dial(&net.UnixAddr{Name: fmt.Sprint(mark, n), Net: "unix"})
+	}
+	return path, asReader, func() net.Conn { return dial(nil) }
+}
+
+// answerTo asks for a path on a connection, which stays open, and gives the first
+// line of the answer.
+func answerTo(t *testing.T, c net.Conn, path string) string {
+	t.Helper()
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path) // where it was hung up on, he has still been told
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	line, err := bufio.NewReader(c).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// Members of control_group can't keep root from revoking, by connections that
+// they keep open or by any number of them that say nothing.
+func TestAttackReadersConnectionsDoNotKeepRootOut(t *testing.T) {
+	path, asReader, _ := serveBoth(t, &calm{})
+	var open []net.Conn
+	for range maxReadersConns {
+		c := asReader()
+		if got := answerTo(t, c, "/nothing"); got != "HTTP/1.1 404 Not Found" {
+			t.Fatalf("a reader heard %q", got)
+		}
+		open = append(open, c)
+	}
+	for range 2 * maxConns {
+		asReader()
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 4*time.Second) // silent ones are hung up on after 5
+	defer stop()
+	if _, err := NewClient(path).Revoke(ctx, RevokeRequest{All: true}); err != nil {
+		t.Errorf("root could not revoke: %v", err)
+	}
+	if got := answerTo(t, asReader(), "/nothing"); got != "HTTP/1.1 503 Service Unavailable" {
+		t.Errorf("one reader more heard %q", got)
+	}
+	open[0].Close()
+	until(t, "the place of one who has gone is another's", func() bool { return answerTo(t, asReader(), "/nothing") == "HTTP/1.1 404 Not Found" })
+}
+
+func TestAttackReadersWhoseListsNeverEndLeaveOnePlaceToRoot(t *testing.T) {
+	_, asReader, asRoot := serveBoth(t, &barren{begun: make(chan struct{}, maxLists), ended: make(chan struct{}, maxLists)})
+	for range maxLists - 1 {
+		if got := answerTo(t, asReader(), "/list"); got != "HTTP/1.1 200 OK" {
+			t.Fatalf("a reader heard %q", got)
+		}
+	}
+	if got := answerTo(t, asReader(), "/list"); got != "HTTP/1.1 503 Service Unavailable" {
+		t.Errorf("one reader more heard %q", got)
+	}
+	if got := answerTo(t, asRoot(), "/list"); got != "HTTP/1.1 200 OK" {
+		t.Errorf("root heard %q", got)
+	}
+}
+
+func TestAttackReadersWatchersLeavePlacesToRoot(t *testing.T) {
+	if maxReadersWatchers >= MaxWatchers {
+		t.Fatal("no place is kept for root")
+	}
+	path, asReader, _ := serveBoth(t, &calm{})
+	for range maxReadersWatchers {
+		if got := answerTo(t, asReader(), "/watch"); got != "HTTP/1.1 200 OK" {
+			t.Fatalf("a reader heard %q", got)
+		}
+	}
+	if got := answerTo(t, asReader(), "/watch"); got != "HTTP/1.1 503 Service Unavailable" {
+		t.Errorf("one reader more heard %q", got)
+	}
+	for range MaxWatchers - maxReadersWatchers {
+		watching(t, t.Context(), path, 0)
+	}
+}
+
+// What a reader is told who was not let in.
+func TestAReaderTooManyHearsWhy(t *testing.T) {
+	s := newServer(t.Context(), &calm{}, readers(readGroup), usual)
+	for range maxReadersConns {
+		if leave, _ := s.enter(reader); leave == nil {
+			t.Fatal("no place for a reader")
+		}
+	}
+	leave, refusal := s.enter(reader)
+	if leave != nil {
+		t.Fatal("a reader too many was let in")
+	}
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			io.WriteString(c, refusal)
+			c.Close()
+		}
+	}()
+	if _, err := NewClient(path).Status(t.Context()); !errors.Is(err, ErrRejected) || !strings.Contains(err.Error(), "members of control_group have all the connections") {
+		t.Error(err)
 	}
 }
 
@@ -572,7 +824,7 @@ func TestAListThatWouldSpeakToATerminalIsRefused(t *testing.T) {
 			defer impostor.Close()
 			n := 0
 			err = NewClient(path).ListJSON(t.Context(), func([]byte) error { n++; return nil })
-			if n != 0 || err == nil {
+			if n != 0 || err == nil || errors.Is(err, ErrUnreachable) != (name == "half a line") {
 				t.Errorf("%d lines, error %v; want none and an error", n, err)
 			}
 		})

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"slices"
@@ -37,8 +36,10 @@ func readList(from io.Reader, much func()) (all []listed, err error) {
 			return all, nil
 		case errors.Is(err, bufio.ErrBufferFull):
 			return nil, errNoList
+		case errors.Is(err, io.EOF):
+			return nil, io.ErrUnexpectedEOF // in the middle of a line
 		case err != nil:
-			return nil, fmt.Errorf("the list broke off: %w", err)
+			return nil, err
 		}
 		line = line[:len(line)-1]
 		if cap(room)-len(room) < len(line) {

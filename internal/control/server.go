@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -56,8 +58,15 @@ func Serve(ctx context.Context, ln net.Listener, d Daemon, a Access) error {
 }
 
 func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, within limits) error {
-	s := &server{daemon: d, access: a, limits: within, stopping: ctx,
-		lists: make(chan struct{}, maxLists), readersLists: make(chan struct{}, maxLists-1)}
+	return newServer(ctx, d, a, within).serve(ctx, ln)
+}
+
+func newServer(ctx context.Context, d Daemon, a Access, within limits) *server {
+	return &server{daemon: d, access: a, limits: within, stopping: ctx, peerOf: peerOf,
+		conns: places{max: maxConns, maxReaders: maxReadersConns}, lists: places{max: maxLists, maxReaders: maxReadersLists}}
+}
+
+func (s *server) serve(ctx context.Context, ln net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /ask", s.read(s.ask))
 	mux.HandleFunc("GET /list", s.read(s.list))
@@ -70,15 +79,15 @@ func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, withi
 	srv := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       within.request,
+		ReadTimeout:       s.limits.request,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          a.Log,
+		ErrorLog:          s.access.Log,
 		// A command that has begun is finished, though ctx ends meanwhile.
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, peerKey{}, peerOf(c))
+			return context.WithValue(ctx, peerKey{}, s.peerOf(c))
 		},
 	}
 	drained := make(chan struct{})
@@ -90,7 +99,7 @@ func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, withi
 			srv.Close()
 		}
 	})
-	err := srv.Serve(listen.NewDoorman(ln, maxConns, s.admits, nil))
+	err := srv.Serve(listen.NewCountingDoorman(ln, maxConns, s.admits, nil))
 	if !stop() {
 		<-drained
 	}
@@ -100,21 +109,43 @@ func serveWithin(ctx context.Context, ln net.Listener, d Daemon, a Access, withi
 	return nil
 }
 
+// Who may only read can keep his connections for as long as he likes, so that
+// some are kept for those who may do all.
 const (
-	maxConns = 64
-	goAway   = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n" + `{"error":"` + forbidden + `"}` + "\n"
+	maxConns        = 64
+	maxReadersConns = 48
+)
+
+const (
+	turnedAway = "Content-Type: application/json\r\nConnection: close\r\n\r\n"
+	goAway     = "HTTP/1.1 403 Forbidden\r\n" + turnedAway + `{"error":"` + forbidden + `"}` + "\n"
+	crowded    = "HTTP/1.1 503 Service Unavailable\r\n" + turnedAway +
+		`{"error":"members of control_group have all the connections open that they may have; end one of them"}` + "\n"
 )
 
 // admits lets in only who may read: idle connections of others must not use up
 // the daemon's descriptors.
-func (s *server) admits(c net.Conn) bool {
-	if s.mayRead(peerOf(c)) {
-		return true
+func (s *server) admits(c net.Conn) (leave func(), ok bool) {
+	leave, refusal := s.enter(s.peerOf(c))
+	if leave == nil {
+		// It fits into the empty socket, so nobody waits for the peer to read.
+		c.SetWriteDeadline(time.Now().Add(time.Second))
+		io.WriteString(c, refusal)
 	}
-	// It fits into the empty socket, so nobody waits for the peer to read.
-	c.SetWriteDeadline(time.Now().Add(time.Second))
-	c.Write([]byte(goAway))
-	return false
+	return leave, leave != nil
+}
+
+// enter takes a place for a connection, which leave gives back, or has its peer
+// turned away. It keeps nobody waiting for a place: root may stand behind him.
+func (s *server) enter(p peer) (leave func(), refusal string) {
+	if !s.mayRead(p) {
+		return nil, goAway
+	}
+	leave, ok := s.conns.take(!s.mayWrite(p))
+	if !ok {
+		return nil, crowded
+	}
+	return leave, ""
 }
 
 func peerOf(c net.Conn) peer {
@@ -142,39 +173,52 @@ type server struct {
 	daemon   Daemon
 	access   Access
 	limits   limits
-	stopping context.Context // ends when the daemon stops; a request's own doesn't
-	// lists are those being written, readersLists those of them for somebody who may only read.
-	lists, readersLists chan struct{}
+	stopping context.Context     // ends when the daemon stops; a request's own doesn't
+	peerOf   func(net.Conn) peer // tests have peers of their own
+	conns    places              // all connections, which the doorman bounds too
+	lists    places              // those being written
 }
 
 // maxLists bounds what lists cost: a buffer and a connection each. They share one
 // pace, so with more of them each would take longer. One place is kept for those
 // who may do all.
-const maxLists = 4
+const (
+	maxLists        = 4
+	maxReadersLists = 3
+)
 
 var errLists = errors.New("several lists are being written already, wait until one is done")
 
-// beginList takes a place for a list, and gives it back by end.
-func (s *server) beginList(p peer) (end func(), ok bool) {
-	places := []chan struct{}{s.lists}
-	if !s.mayWrite(p) {
-		places = append(places, s.readersLists)
+// places bound what goes on at once, and keep some of it for those who may do all.
+// Both bounds are looked at under one lock: a reader too many holds no place that
+// is kept for root, not even for a moment.
+type places struct {
+	max, maxReaders int
+
+	mu           sync.Mutex
+	all, readers int // taken; readers are those who may only read
+}
+
+// take takes a place, which leave gives back.
+func (p *places) take(reader bool) (leave func(), ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= p.max || reader && p.readers >= p.maxReaders {
+		return nil, false
 	}
-	end = func() {
-		for _, taken := range places {
-			<-taken
-		}
+	p.change(reader, 1)
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.change(reader, -1)
+	}, true
+}
+
+func (p *places) change(reader bool, by int) {
+	p.all += by
+	if reader {
+		p.readers += by
 	}
-	for i := range places {
-		select {
-		case places[i] <- struct{}{}:
-		default:
-			places = places[:i]
-			end()
-			return nil, false
-		}
-	}
-	return end, true
 }
 
 func (s *server) mayWrite(p peer) bool {
@@ -261,7 +305,7 @@ func (s *server) ask(w http.ResponseWriter, r *http.Request) {
 // after a while.
 func (s *server) list(w http.ResponseWriter, r *http.Request) {
 	p, _ := r.Context().Value(peerKey{}).(peer)
-	end, ok := s.beginList(p)
+	end, ok := s.lists.take(!s.mayWrite(p))
 	if !ok {
 		fail(w, http.StatusServiceUnavailable, errLists)
 		return

@@ -72,13 +72,17 @@ const eventStopped = "stopped"
 // Bounds of what watching may cost the daemon: what is queued is at most some
 // 16 MB, whatever strangers send, and mostly shared by all who watch.
 const (
-	MaxWatchers  = 16
-	maxUnwatched = 4096 // events queued for one watcher
-	maxText      = 512  // bytes of one string in an event
-	watchLinger  = 5 * time.Millisecond
+	MaxWatchers        = 16
+	maxReadersWatchers = 12   // of them by those who may only read
+	maxUnwatched       = 4096 // events queued for one watcher
+	maxText            = 512  // bytes of one string in an event
+	watchLinger        = 5 * time.Millisecond
 )
 
-var errWatchers = fmt.Errorf("%d watch already; end one of them", MaxWatchers)
+var (
+	errWatchers        = fmt.Errorf("%d watch already; end one of them", MaxWatchers)
+	errReadersWatchers = fmt.Errorf("members of control_group have %d places to watch, and all are taken; end one of them", maxReadersWatchers)
+)
 
 // Watchers hands what happens to those who watch. Telling never blocks: a
 // watcher that doesn't keep up loses events and is told how many. While nobody
@@ -119,18 +123,27 @@ func (w *Watchers) Count() int {
 	return 0
 }
 
-// join adds a watcher.
-func (w *Watchers) join(t Topic) (*watcher, error) {
+// join adds a watcher. A reader is one who may only read.
+func (w *Watchers) join(t Topic, reader bool) (*watcher, error) {
 	w.change.Lock()
 	defer w.change.Unlock()
-	if w.Count() >= MaxWatchers {
-		return nil, errWatchers
-	}
-	v := &watcher{topics: t, wake: make(chan struct{}, 1)}
 	var all []*watcher
 	if before := w.all.Load(); before != nil {
 		all = slices.Clone(*before)
 	}
+	readers := 0
+	for _, v := range all {
+		if v.reader {
+			readers++
+		}
+	}
+	switch {
+	case len(all) >= MaxWatchers:
+		return nil, errWatchers
+	case reader && readers >= maxReadersWatchers:
+		return nil, errReadersWatchers
+	}
+	v := &watcher{topics: t, reader: reader, wake: make(chan struct{}, 1)}
 	w.set(append(all, v))
 	return v, nil
 }
@@ -153,6 +166,7 @@ func (w *Watchers) set(all []*watcher) {
 // watcher is one who watches, and what he has not been sent yet.
 type watcher struct {
 	topics Topic
+	reader bool
 	wake   chan struct{}
 
 	mu      sync.Mutex
@@ -197,7 +211,8 @@ func (s *server) watch(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
-	v, err := s.daemon.Watchers().join(topics)
+	p, _ := r.Context().Value(peerKey{}).(peer)
+	v, err := s.daemon.Watchers().join(topics, !s.mayWrite(p))
 	if err != nil {
 		fail(w, http.StatusServiceUnavailable, err)
 		return

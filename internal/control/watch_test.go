@@ -292,7 +292,7 @@ func BenchmarkWantWithoutWatchers(b *testing.B) {
 
 func BenchmarkTellOneWatcher(b *testing.B) {
 	var w Watchers
-	v, err := w.join(WatchDecisions)
+	v, err := w.join(WatchDecisions, false)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 // the moment, such a server asks again after a pause, and never ends for it.
 type Doorman struct {
 	net.Listener
-	may    func(net.Conn) bool
+	admit  func(net.Conn) (leave func(), ok bool)
 	missed func()
 	places chan struct{}
 }
@@ -20,7 +20,13 @@ type Doorman struct {
 // somebody is hung up on for want of a place, or can't be accepted at all; nil:
 // they wait in the listener's queue.
 func NewDoorman(ln net.Listener, places int, may func(net.Conn) bool, missed func()) *Doorman {
-	return &Doorman{Listener: ln, may: may, missed: missed, places: make(chan struct{}, places)}
+	return NewCountingDoorman(ln, places, func(c net.Conn) (func(), bool) { return func() {}, may(c) }, missed)
+}
+
+// NewCountingDoorman is NewDoorman for who counts his guests himself: he is told
+// by leave when one that he admitted has gone.
+func NewCountingDoorman(ln net.Listener, places int, admit func(net.Conn) (leave func(), ok bool), missed func()) *Doorman {
+	return &Doorman{Listener: ln, admit: admit, missed: missed, places: make(chan struct{}, places)}
 }
 
 // Accept gives the next connection that may come in.
@@ -40,10 +46,12 @@ func (d *Doorman) Accept() (net.Conn, error) {
 				d.missed()
 			}
 			return nil, err
-		case !d.may(c):
-		case waits || d.take():
-			return &Guest{Conn: c, leave: sync.OnceFunc(func() { <-d.places })}, nil
-		default:
+		}
+		if leave, ok := d.admit(c); ok {
+			if waits || d.take() {
+				return &Guest{Conn: c, leave: sync.OnceFunc(func() { leave(); <-d.places })}, nil
+			}
+			leave()
 			d.missed()
 		}
 		_ = c.Close()

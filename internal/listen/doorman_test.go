@@ -85,6 +85,53 @@ func TestDoormanHangsUpWhenThereIsNoPlaceAndTells(t *testing.T) {
 	}
 }
 
+// Who counts his guests himself must not count one that isn't there any more, or
+// has never come in.
+func TestDoormanTellsWhenAGuestHasGone(t *testing.T) {
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var there atomic.Int64
+	admit := func(net.Conn) (func(), bool) {
+		there.Add(1)
+		return func() { there.Add(-1) }, true
+	}
+	missed := make(chan struct{}, 1)
+	d := NewCountingDoorman(ln, 1, admit, func() { missed <- struct{}{} })
+	for range 2 {
+		c, err := net.Dial("unix", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	guest, err := d.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := there.Load(); n != 1 {
+		t.Errorf("%d are there, want 1", n)
+	}
+	ended := make(chan struct{})
+	go func() {
+		d.Accept() // the second, for whom there is no place
+		close(ended)
+	}()
+	<-missed
+	if n := there.Load(); n != 1 {
+		t.Errorf("%d are there, want 1: there was no place for the second", n)
+	}
+	guest.Close()
+	guest.Close()
+	if n := there.Load(); n != 0 {
+		t.Errorf("%d are there, want 0: the first has gone", n)
+	}
+	ln.Close()
+	<-ended
+}
+
 func TestDoormanLetsWaitWhoNeedNotBeMissed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ln := &scripted{done: make(chan struct{})}
