@@ -241,7 +241,7 @@ func TestCheckFindsWhatIsWrongWithPostfixsMilter(t *testing.T) {
 		})
 		s.popgate.Stop(t)
 		s.finds(t, found{"FAIL", lab.PostfixSocket, "is popgate running?"})
-		s.finds(t, found{"FAIL", "daemon", "start it"}, "--live")
+		s.finds(t, found{"FAIL", "daemon", "is popgate serve running"}, "--live")
 	})
 }
 
