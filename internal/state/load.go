@@ -187,33 +187,50 @@ func (l *loader) damage(path string, err error) {
 }
 
 // frames reads batches that must be numbered from first on, to the end of the
-// file or to what is no such batch.
-func (l *loader) frames(r *reader, first uint64) error {
+// file or to what is no such batch. While one is given out the next is being read.
+func (l *loader) frames(r *reader, first uint64) (err error) {
 	l.next = first
 	l.pending = l.pending[:0]
-	l.batch = batch{changes: l.batch.changes[:0]}
-	for {
-		number, body, err := r.next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if number != l.next || l.batch.end || !l.dec.batch(body, &l.batch) {
-			return errDamaged
-		}
-		l.next++
-		l.give(l.out.Damaged)
-		l.pending = append(l.pending, l.batch.positions...)
+	l.batch = batch{}
+	const ahead = 2
+	empty, full := make(chan *batch, ahead), make(chan *batch, ahead)
+	for range ahead {
+		empty <- new(batch)
 	}
+	go func() { // r and dec are its own until full is closed
+		defer close(full)
+		ended := false
+		for number := first; ; number++ {
+			got, body, e := r.next()
+			b := <-empty
+			if e == nil && (got != number || ended || !l.dec.batch(body, b)) {
+				e = errDamaged
+			}
+			if err = e; err != nil {
+				return
+			}
+			ended = b.end
+			full <- b
+		}
+	}()
+	for b := range full {
+		l.batch.end, l.batch.total = b.end, b.total
+		l.next++
+		l.give(b.changes, l.out.Damaged)
+		l.pending = append(l.pending, b.positions...)
+		empty <- b
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
 }
 
-// give hands out the batch's changes, once something is damaged only those
+// give hands out a batch's changes, once something is damaged only those
 // that take away: a revocation may be among what can't be read.
-func (l *loader) give(onlyTaking bool) {
-	for i := range l.batch.changes {
-		if c := &l.batch.changes[i]; !onlyTaking || c.Kind != relay.ChangeGrant {
+func (l *loader) give(changes []relay.Change, onlyTaking bool) {
+	for i := range changes {
+		if c := &changes[i]; !onlyTaking || c.Kind != relay.ChangeGrant {
 			l.each(*c)
 			l.out.Changes++
 		}
@@ -237,7 +254,7 @@ func (l *loader) salvage(r *reader) (found int) {
 			}
 			if l.dec.batch(body, &l.batch) {
 				found++
-				l.give(true)
+				l.give(l.batch.changes, true)
 			}
 		}
 	}
