@@ -1,9 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,25 +18,31 @@ func TestWhoWaitsIsAnsweredByALoginAndByAnOperator(t *testing.T) {
 	s.write("milter.yaml", strings.NewReplacer("wait_for_login: 0", "wait_for_login: "+patience.String(),
 		"  control:", "  policy: [unix:"+s.dir+"/policy.sock]\n  control:").Replace(fmt.Sprintf(siteConfig, s.dir)))
 	s.start()
-	for client, grant := range map[string]func(string){
-		"198.51.100.7": s.login,
-		"198.51.100.8": func(client string) { s.must("grant", client) },
-	} {
-		conn, err := net.Dial("unix", filepath.Join(s.dir, "policy.sock"))
-		if err != nil {
-			t.Fatal(err)
+	n := byte(0)
+	for _, door := range doors {
+		if door.name == "socketmap" { // as policy
+			continue
 		}
-		defer conn.Close()
-		asked := time.Now()
-		fmt.Fprintf(conn, "request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=%s\nrecipient=x@remote.test\n\n", client)
-		time.Sleep(patience / 20) // it waits by now
-		grant(client)
-		answer, err := bufio.NewReader(conn).ReadString('\n')
-		if err != nil || answer != "action=OK\n" {
-			t.Errorf("%s: %q, %v", client, answer, err)
-		}
-		if time.Since(asked) >= patience {
-			t.Errorf("%s was not answered before its time was over", client)
+		for name, grant := range map[string]func(string){"login": s.login, "operator": func(client string) { s.must("grant", client) }} {
+			conn, err := net.Dial("unix", filepath.Join(s.dir, door.name+".sock"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			n++
+			client := netip.AddrFrom4([4]byte{198, 51, 100, n})
+			var began time.Time
+			q := &question{client: client, recipient: "x@remote.test", asked: func() {
+				began = time.Now()
+				time.AfterFunc(patience/20, func() { grant(client.String()) }) // it waits by then
+			}}
+			got, err := door.speak(conn, q)
+			if err != nil || got != taken {
+				t.Errorf("%s, %s: %v, %v", door.name, name, got, err)
+			}
+			if time.Since(began) >= patience {
+				t.Errorf("%s, %s: not answered before its time was over", door.name, name)
+			}
 		}
 	}
 }

@@ -30,7 +30,8 @@ type waiting struct {
 }
 
 type waiter struct {
-	woken chan struct{}
+	woken     chan struct{}
+	answering bool // his door takes an answer from whoever brings the login
 
 	mu sync.Mutex // held while he is answered, which the others needn't wait for
 	// pass answers the client if he may pass by now, and says whether he may. nil:
@@ -53,7 +54,7 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 		return false
 	}
 	key := relay.KeyOf(f.Client, r.IPv6Prefix)
-	w, patience := g.waiting.enter(key, f.Client, r, f.Now)
+	w, patience := g.waiting.enter(key, f.Client, r, f.Now, q.Waits.Asker != nil)
 	if w == nil {
 		f.Busy = true
 		return false
@@ -77,7 +78,9 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 			return true
 		}
 		q.Waits.Block()
-		w.offer(f, g.passes(q))
+		if w.answering {
+			w.offer(f, g.passes(q))
+		}
 		select {
 		case <-w.woken:
 		case <-timer.C:
@@ -94,11 +97,8 @@ func (g *Gate) wait(ctx context.Context, r *relay.Rules, q *relay.Query, f *rela
 
 // passes lets whoever brings a login answer the client that waits for it. To wake
 // the goroutine that waits, and for it to find a processor, takes longer than all
-// else from the line to the answer. nil: the door has no use for it.
+// else from the line to the answer.
 func (g *Gate) passes(q *relay.Query) func(*relay.Facts) bool {
-	if q.Waits.Asker == nil {
-		return nil
-	}
 	return func(f *relay.Facts) (may bool) {
 		// A panic here would be the log reader's. The goroutine that waits looks up
 		// once more, in the place where a panic costs one connection.
@@ -116,7 +116,7 @@ func (g *Gate) passes(q *relay.Query) func(*relay.Facts) bool {
 
 // enter takes a place, or gives nil when there is none. The patience is how
 // long the place is good for.
-func (w *waiting) enter(key relay.Key, client netip.Addr, r *relay.Rules, now relay.Now) (*waiter, time.Duration) {
+func (w *waiting) enter(key relay.Key, client netip.Addr, r *relay.Rules, now relay.Now, answering bool) (*waiter, time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.client[client] || w.n >= r.MaxWaiting {
@@ -133,7 +133,7 @@ func (w *waiting) enter(key relay.Key, client netip.Addr, r *relay.Rules, now re
 		patience = min(patience, shortWait) // it may be among those not remembered
 		w.forget(now)
 	}
-	p := &waiter{woken: make(chan struct{}, 1)}
+	p := &waiter{woken: make(chan struct{}, 1), answering: answering}
 	w.byKey[key] = append(w.byKey[key], p)
 	w.client[client] = true
 	w.n++
@@ -208,7 +208,8 @@ func (w *waiting) leave(key relay.Key, client netip.Addr, p *waiter, failedUntil
 }
 
 // Follow wakes those who wait for what a batch brings, and says whether there were
-// any: then Answer is to be called. It never blocks.
+// any: then Answer is to be called, for one of them may have been left to it. It
+// never blocks.
 func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	for i := range b.Changes {
 		if c := &b.Changes[i]; c.Kind == relay.ChangeGrant {
@@ -218,14 +219,15 @@ func (g *Gate) Follow(b relay.Batch) (woken bool) {
 	return woken
 }
 
-// wake leaves the first who waits under the key to Answer. Only him, or the log
-// would be read late where many wait under one key; the others look by themselves.
+// wake leaves to Answer the first who waits under the key, if he can be answered.
+// Only him, or the log would be read late where many wait under one key; the
+// others look by themselves.
 func (w *waiting) wake(key relay.Key) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	list := w.byKey[key]
 	for i, p := range list {
-		if i == 0 {
+		if i == 0 && p.answering {
 			w.due = append(w.due, p)
 			continue
 		}
