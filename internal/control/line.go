@@ -19,11 +19,16 @@ type speller struct {
 
 // appendGrant adds a grant.
 func (s *speller) appendGrant(b []byte, g *relay.Grant) []byte {
-	b = append(b, `{"client":"`...)
-	if g.Client.IsValid() {
-		b = g.Client.AppendTo(b)
+	b = append(b, `{"client":`...)
+	switch {
+	case !g.Client.IsValid():
+		b = append(b, `""`...)
+	case g.Client.Zone() != "": // no grant has one, and it may be any text
+		b = appendText(b, "", g.Client.String())
+	default:
+		b = append(g.Client.AppendTo(append(b, '"')), '"')
 	}
-	b = append(b, `","prefix":`...)
+	b = append(b, `,"prefix":`...)
 	b = strconv.AppendUint(b, uint64(g.Prefix), 10)
 	b = appendText(b, `,"user":`, g.User)
 	b = appendText(b, `,"service":`, g.Service.String())
