@@ -133,12 +133,19 @@ func TestEveryCallArrivesAndIsAnswered(t *testing.T) {
 	}
 }
 
-func TestAClientThatIsTurnedAwayBeforeItAsksHearsWhy(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
+// listening is a socket on which nobody answers yet.
+func listening(t *testing.T) (path string, ln net.Listener) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
 	ln, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return path, ln
+}
+
+func TestAClientThatIsTurnedAwayBeforeItAsksHearsWhy(t *testing.T) {
+	path, ln := listening(t)
 	defer ln.Close()
 	away := make(chan struct{})
 	go func() {
@@ -351,11 +358,7 @@ func (*endless) Grants(ctx context.Context) iter.Seq[relay.Grant] {
 // A list that a stop cuts short must not pass for the whole of it: who is not in
 // it would seem to have no grant.
 func TestAListThatAStopCutsShortIsAnError(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path, ln := listening(t)
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() {
@@ -414,11 +417,7 @@ func TestAListOfNothingEnds(t *testing.T) {
 		"the daemon stops":     {time.Hour, func(_, stop func()) { stop() }, "any more: the list broke off: ", true},
 		"the client is fed up": {20 * time.Millisecond, func(_, _ func()) {}, "any more: the list broke off: nothing came for 20ms", true},
 	} {
-		path := filepath.Join(t.TempDir(), "s")
-		ln, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		path, ln := listening(t)
 		d := newBarren()
 		ctx, stop := context.WithCancel(t.Context())
 		served, listed := make(chan error, 1), make(chan error, 1)
@@ -501,11 +500,7 @@ func TestWhoGivesUpIsNotToldThatTheDaemonIsUnreachable(t *testing.T) {
 
 // net/http's words for what it was about are of no use to an admin.
 func TestErrorsNameNoRequestOfHTTP(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path, ln := listening(t)
 	defer ln.Close()
 	go func() {
 		for {
@@ -602,11 +597,7 @@ var reader, root = peer{uid: uint32(os.Geteuid()) + 1, gid: readGroup, ok: true}
 // tests run as one user, so a reader is known by the address he connects from.
 func serveBoth(t *testing.T, d Daemon) (path string, asReader, asRoot func() net.Conn) {
 	t.Helper()
-	path = filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path, ln := listening(t)
 	ctx, stop := context.WithCancel(t.Context())
 	access := readers(readGroup)
 	access.Log = log.New(io.Discard, "", 0)
@@ -728,11 +719,7 @@ func TestAReaderTooManyHearsWhy(t *testing.T) {
 	if leave != nil {
 		t.Fatal("a reader too many was let in")
 	}
-	path := filepath.Join(t.TempDir(), "s")
-	ln, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path, ln := listening(t)
 	defer ln.Close()
 	go func() {
 		if c, err := ln.Accept(); err == nil {
